@@ -1,0 +1,1 @@
+"""Scores, and the records that intervals are made from."""

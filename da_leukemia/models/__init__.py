@@ -1,0 +1,1 @@
+"""Detectors and their parts: plain modules that know no domain."""

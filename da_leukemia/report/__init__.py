@@ -1,0 +1,1 @@
+"""The matrix as tables, pictures and one HTML page."""

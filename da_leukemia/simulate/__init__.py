@@ -1,0 +1,1 @@
+"""Procedural blood smears, photographed through simulated devices."""

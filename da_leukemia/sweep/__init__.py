@@ -1,0 +1,1 @@
+"""Plan, ledger, executors and the matrix."""

@@ -1,0 +1,1 @@
+"""Telling an experiment tracker what happened; never asking it."""
