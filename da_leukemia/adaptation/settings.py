@@ -1,0 +1,106 @@
+"""The settings of each adaptation component. Free of torch, so that plans are checked at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Adversarial:
+    """Domain discriminator behind gradient reversal, on each pyramid level (Ganin et al., 2016).
+
+    Attributes:
+        weight: factor of the discriminator's loss; 0 removes the component.
+        reversal: scale of the reversed gradient that reaches the detector.
+        hidden: channels of the discriminator's hidden layers.
+        ramp: share of training over which the reversal rises from 0 by DANN's schedule
+            ``2 / (1 + exp(-10 p)) - 1``; 0 reverses at full strength from the start.
+    """
+
+    weight: float = 0.1
+    reversal: float = 1.0
+    hidden: int = 64
+    ramp: float = 1.0
+
+
+@dataclass
+class Fourier:
+    """Swap low Fourier amplitudes of source and target images (FDA; Yang and Soatto, CVPR 2020).
+
+    Attributes:
+        probability: share of source images that take a target image's amplitudes; 0 removes it.
+        beta_min: smallest half-width of the swapped window, as a share of the image side.
+        beta_max: largest half-width; drawn uniformly per image.
+    """
+
+    probability: float = 0.5
+    beta_min: float = 0.0
+    beta_max: float = 0.05
+
+
+@dataclass
+class Histogram:
+    """Give source images the colour histogram of a target image, channel by channel.
+
+    Attributes:
+        probability: share of source images that are restyled; 0 removes the component.
+        blend_min: smallest share of the matched image in the mixture with the original.
+    """
+
+    probability: float = 0.5
+    blend_min: float = 0.5
+
+
+@dataclass
+class MeanTeacher:
+    """Pseudo-labels from an EMA teacher on weak views, learned on strong views of the target.
+
+    Attributes:
+        weight: factor of the target losses; 0 removes the component.
+        threshold: teacher score from which a detection becomes a pseudo-label.
+        negative: teacher score up to which a location is background; between the two it is
+            ignored.
+        burn_in: share of training before the target joins.
+        ramp: share of training over which the weight rises after burn-in.
+        box_weight: factor of the box loss on pseudo-labels (0 in Deng et al. / Li et al.).
+    """
+
+    weight: float = 1.0
+    threshold: float = 0.6
+    negative: float = 0.2
+    burn_in: float = 0.3
+    ramp: float = 0.1
+    box_weight: float = 0.0
+
+
+COMPONENTS: dict[str, type] = {
+    "adversarial": Adversarial,
+    "fourier": Fourier,
+    "histogram": Histogram,
+    "mean_teacher": MeanTeacher,
+}
+"""Component name in a method's YAML -> its settings."""
+
+STRENGTH: dict[str, str] = {
+    "adversarial": "weight",
+    "fourier": "probability",
+    "histogram": "probability",
+    "mean_teacher": "weight",
+}
+"""The setting that removes a component when it is zero."""
+
+
+@dataclass
+class Method:
+    """What one row of the matrix does: a training recipe and a list of components.
+
+    Attributes:
+        augmentation: "strong" learns from the strong view, "weak" from the weak one.
+        ema: whether the exponential moving average of the weights is what is tested.
+        components: dictionaries with a ``name`` and that component's settings.
+    """
+
+    augmentation: str = field(default="strong", metadata={"choices": ("weak", "strong")})
+    ema: bool = True
+    components: list[dict[str, Any]] = field(default_factory=list)
