@@ -158,6 +158,12 @@ def get_label_space(name: str) -> LabelSpace:
     return LABEL_SPACES[name]
 
 
+def known_names(space: LabelSpace) -> tuple[str, ...]:
+    """Return the class names that `translate` knows for ``space``, to suggest from."""
+    names = (*space.classes, *(a for a, _ in space.aliases), *LEUKEMIAATTRI.classes, "wbc")
+    return tuple(dict.fromkeys((*names, *_BLOOD_BACKGROUND)))
+
+
 def translate(name: str, space: LabelSpace) -> int | None:
     """Translate a class name found in any data set into a class of ``space``.
 

@@ -1,0 +1,70 @@
+"""What a training step is given. The unlabelled batch has no label fields: a leak is a type error.
+
+Convention: boxes are half-open float pixels ``x1, y1, x2, y2`` of the network input; per-image
+boxes are padded to one length ``M`` and a mask says which are real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Targets:
+    """Padded labels of a batch.
+
+    Attributes:
+        boxes: ``(B, M, 4)`` float.
+        labels: ``(B, M)`` int64; -1 = a cell that is neither target nor background.
+        attributes: ``(B, M, A)`` int64; -1 = missing.
+        mask: ``(B, M)`` bool, True where there is a box.
+        classes: ``(B, C)`` bool, the classes that the image's domain labels.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    attributes: Tensor
+    mask: Tensor
+    classes: Tensor
+
+    def to(self, device: torch.device | str) -> Targets:
+        """Move every tensor."""
+        return Targets(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+
+
+@dataclass
+class LabelledBatch:
+    """Images ``(B, 3, S, S)`` uint8 with their labels.
+
+    ``fill`` is each image's background colour ``(B, 3)``, used where a view looks past the border.
+    ``index`` is the position of each field in its data set.
+    """
+
+    images: Tensor
+    fill: Tensor
+    index: Tensor
+    targets: Targets
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> LabelledBatch:
+        """Move every tensor."""
+        del non_blocking
+        images, fill, index = (t.to(device) for t in (self.images, self.fill, self.index))
+        return LabelledBatch(images, fill, index, self.targets.to(device))
+
+
+@dataclass
+class UnlabelledBatch:
+    """Images ``(B, 3, S, S)`` uint8 of a target device. There is no place for a label."""
+
+    images: Tensor
+    fill: Tensor
+    index: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> UnlabelledBatch:
+        """Move every tensor."""
+        del non_blocking
+        return UnlabelledBatch(*(t.to(device) for t in (self.images, self.fill, self.index)))

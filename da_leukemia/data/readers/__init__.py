@@ -1,0 +1,72 @@
+"""One reader per on-disk format; each returns the same `FieldIndex`.
+
+A new format is a module with ``read(source, space)`` and ``list_domains(root)`` and one line in
+`READERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.readers import coco, leukemiaattri
+from da_leukemia.data.readers.source import DomainSource
+from da_leukemia.errors import ConfigError, did_you_mean
+from da_leukemia.labels import LabelSpace
+
+__all__ = ["READERS", "DomainSource", "Reader", "detect_format", "list_domains", "read_domain"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a format is read and how its domains are found below a root."""
+
+    read: Callable[[DomainSource, LabelSpace], FieldIndex]
+    list_domains: Callable[[Path], list[str]]
+
+
+READERS: dict[str, Reader] = {
+    "leukemiaattri": Reader(leukemiaattri.read, leukemiaattri.list_domains),
+    "coco": Reader(coco.read, coco.list_domains),
+}
+"""Formats by name, in the order in which they are tried by `detect_format`."""
+
+
+def read_domain(source: DomainSource, fmt: str, space: LabelSpace) -> FieldIndex:
+    """Read all fields of one domain.
+
+    Args:
+        source: where the domain lies.
+        fmt: a name in `READERS`.
+        space: label space into which classes and attributes are translated.
+
+    Returns:
+        The fields in the order of the label files, and every anomaly as a finding.
+
+    Raises:
+        ConfigError: unknown format or setting.
+        DataError: the domain or a label file cannot be read.
+    """
+    return _reader(fmt).read(source, space)
+
+
+def list_domains(root: Path, fmt: str) -> list[str]:
+    """Return the domains below ``root``, sorted.
+
+    Raises:
+        ConfigError: unknown format.
+    """
+    return _reader(fmt).list_domains(Path(root))
+
+
+def detect_format(root: Path) -> str | None:
+    """Return the first format that finds a domain below ``root``."""
+    return next((name for name, r in READERS.items() if r.list_domains(Path(root))), None)
+
+
+def _reader(fmt: str) -> Reader:
+    if fmt not in READERS:
+        raise ConfigError(f"data.format: unknown format {fmt!r}{did_you_mean(fmt, READERS)}")
+    return READERS[fmt]

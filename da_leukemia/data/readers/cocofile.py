@@ -1,0 +1,160 @@
+"""The structure of a COCO label file: images by file name, each with its boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.labelfile import identity, number, read_json, records
+
+
+@dataclass(frozen=True)
+class CocoBox:
+    """One annotation.
+
+    Attributes:
+        box: ``x1, y1, x2, y2`` in pixels, as written.
+        category: category id, None where it has none.
+        record: the whole annotation.
+        where: place for a message, ``file: annotation 17``.
+    """
+
+    box: tuple[float, float, float, float]
+    category: int | str | None
+    record: dict[str, Any]
+    where: str
+
+
+@dataclass
+class CocoImage:
+    """One image file; width and height are None where the file does not say."""
+
+    file_name: str
+    width: int | None
+    height: int | None
+    record: dict[str, Any]
+    boxes: list[CocoBox] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A label file; ``categories`` maps ids to names, "" where a category has no name."""
+
+    path: Path
+    categories: dict[int | str, str]
+    images: list[CocoImage]
+
+
+def load_coco(path: Path, log: FindingLog, *, by_base_name: bool = False) -> CocoFile:
+    """Read a COCO file, putting repeated entries of one image together.
+
+    Args:
+        path: the label file.
+        log: receives records that cannot be used.
+        by_base_name: two entries are the same image where the last part of their path is.
+
+    Raises:
+        DataError: the file cannot be parsed or holds impossible numbers.
+    """
+    data = read_json(path)
+    images = records(data, "images", path)
+    annotations = records(data, "annotations", path)
+    by_id = _images(images, path, log, by_base_name=by_base_name)
+    for position, record in enumerate(annotations):
+        where = f"{path.name}: annotation {_shown_id(record, position)}"
+        if not isinstance(record, dict):
+            log.add("unreadable_record", f"{where}: not an object")
+            continue
+        image_id = identity(record.get("image_id"))
+        if image_id not in by_id:
+            log.add(
+                "annotation_without_image", f"{where}: image_id {str(record.get('image_id'))[:40]}"
+            )
+            continue
+        image = by_id[image_id]
+        if image is None:
+            log.add("image_id_conflict", f"{where}: image_id {image_id}")
+            continue
+        box = _box(record.get("bbox"), path, where)
+        if box is None:
+            log.add("unreadable_record", f"{where}: bbox {str(record.get('bbox'))[:60]}")
+            continue
+        image.boxes.append(CocoBox(box, identity(record.get("category_id")), record, where))
+    unique = {id(i): i for i in by_id.values() if i is not None}
+    categories = data.get("categories") or []
+    return CocoFile(path, _categories(categories, path, log), list(unique.values()))
+
+
+def _images(
+    entries: list[Any], path: Path, log: FindingLog, *, by_base_name: bool
+) -> dict[int | str | None, CocoImage | None]:
+    """Return images by id; None marks an id that stands for two files."""
+    by_id: dict[int | str | None, CocoImage | None] = {}
+    by_name: dict[str, CocoImage] = {}
+    for position, record in enumerate(entries):
+        where = f"{path.name}: image {_shown_id(record, position)}"
+        name = _file_name(record)
+        image_id = identity(record.get("id")) if name is not None else None
+        if name is None or image_id is None:
+            log.add("unreadable_record", f"{where}: needs an id and a file_name")
+            continue
+        if by_base_name:
+            name = name.rsplit("/", 1)[-1]
+        size = [number(record.get(k), path, where) for k in ("width", "height")]
+        width, height = (int(v) if v is not None and v >= 1 else None for v in size)
+        image = by_name.get(name)
+        if image is None:
+            image = by_name[name] = CocoImage(name, width, height, record)
+        else:
+            log.add("repeated_image", f"{where}: {name}")
+            if (width, height) != (image.width, image.height):
+                log.add(
+                    "size_conflict",
+                    f"{where}: {name}: {image.width} x {image.height} and {width} x {height}",
+                )
+        if by_id.setdefault(image_id, image) is not image:
+            by_id[image_id] = None
+    return by_id
+
+
+def _categories(entries: Any, path: Path, log: FindingLog) -> dict[int | str, str]:
+    if not isinstance(entries, list):
+        log.add("unreadable_record", f"{path.name}: categories: not a list")
+        return {}
+    names: dict[int | str, str] = {}
+    for position, record in enumerate(entries):
+        category = identity(record.get("id")) if isinstance(record, dict) else None
+        if category is None:
+            log.add("unreadable_record", f"{path.name}: category at position {position}")
+            continue
+        name = record.get("name")
+        names[category] = name.strip() if isinstance(name, str) else ""
+    return names
+
+
+def _file_name(record: Any) -> str | None:
+    name = record.get("file_name") if isinstance(record, dict) else None
+    if not isinstance(name, str) or not name.strip("/\\ ") or "\0" in name or len(name) > 1000:
+        return None
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return None
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def _box(value: Any, path: Path, where: str) -> tuple[float, float, float, float] | None:
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    numbers = [number(v, path, where) for v in value]
+    x, y, w, h = numbers
+    if x is None or y is None or w is None or h is None:
+        return None
+    return x, y, x + w, y + h
+
+
+def _shown_id(record: Any, position: int) -> str:
+    found = identity(record.get("id")) if isinstance(record, dict) else None
+    return str(found)[:40] if found is not None else f"at position {position}"

@@ -1,0 +1,174 @@
+"""What can be wrong with a data set, in one table, and the log that readers write into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from da_leukemia.data.fields import Finding
+
+EXAMPLES = 5
+
+KINDS: dict[str, tuple[str, str]] = {
+    # kind: (severity, what it is and what to do)
+    "missing_image": (
+        "error",
+        "labels name an image that is not there; the field is left out. An archive of the data "
+        "set is missing or unpacked elsewhere",
+    ),
+    "unreadable_image": (
+        "error",
+        "the image cannot be opened or is truncated; copy it again from its source",
+    ),
+    "unreadable_label_file": ("error", "the domain cannot be read; see the example"),
+    "unreadable_record": (
+        "error",
+        "a label record lacks a field or has one of the wrong kind; the record is left out",
+    ),
+    "annotation_without_image": (
+        "error",
+        "an annotation names an image id that the file does not list; the box is left out",
+    ),
+    "image_id_conflict": (
+        "error",
+        "one image id stands for several files, so its boxes cannot be placed; they are left out. "
+        "Number the images anew",
+    ),
+    "unknown_class_id": (
+        "error",
+        "a class id that the file does not name and the release does not define; box left out",
+    ),
+    "box_outside": (
+        "error",
+        "a box lies wholly outside its image and is left out; check that boxes are x, y, width, "
+        "height in pixels of this image",
+    ),
+    "size_mismatch": (
+        "error",
+        "the label file and the image disagree about the image size, so boxes are shifted; "
+        "label the stored image, or write its size (an EXIF rotation is not applied to boxes)",
+    ),
+    "size_conflict": (
+        "error",
+        "two entries of one image disagree about its size; the first is used",
+    ),
+    "zipped_labels": (
+        "error",
+        "the labels are still in an archive; unpack it in its folder. Until then the images are "
+        "read as unlabelled",
+    ),
+    "patient_unknown": (
+        "error",
+        "the file name carries no patient, so a split by patient cannot hold it together; rename "
+        "the file or set patient_pattern",
+    ),
+    "no_patient": (
+        "warning",
+        "images carry no patient or slide, so each image is split on its own; add `patient` to "
+        "the images of the label file or set patient_pattern",
+    ),
+    "no_labels": ("warning", "there are no labels: the domain can only be adapted to, not scored"),
+    "empty_domain": ("warning", "the domain has no images (L_10X_C1 is released empty)"),
+    "image_not_in_labels": (
+        "warning",
+        "an image that no label file mentions is left out: nobody said that it has no cells",
+    ),
+    "image_renamed": (
+        "warning",
+        "the image was found under another spelling or extension than the labels give",
+    ),
+    "repeated_image": (
+        "warning",
+        "an image is listed more than once; its boxes were put together",
+    ),
+    "field_name_repeated": (
+        "warning",
+        "two images of a domain have the same patient and field; the file name tells them apart",
+    ),
+    "diagnosis_missing": ("warning", "the file name carries no diagnosis"),
+    "duplicate_box": ("warning", "a box is there twice with the same class; one copy is kept"),
+    "box_with_two_classes": (
+        "warning",
+        "one box has several classes; all are kept, as released",
+    ),
+    "empty_box": ("warning", "a box without width or height is left out"),
+    "box_clipped": ("warning", "a box sticks out of its image and was cut at the edge"),
+    "not_in_label_space": (
+        "warning",
+        "boxes of a class that is background in this label space are left out",
+    ),
+    "unknown_cell_type": (
+        "warning",
+        "white cells whose type this label space or the file does not tell are neither learned "
+        "nor counted as wrong",
+    ),
+    "crowd_box": ("warning", "a box of a group of cells (iscrowd) is taken as of unknown type"),
+    "class_not_declared": (
+        "warning",
+        "boxes of a class that the setting `classes` does not name are taken as of unknown type",
+    ),
+    "class_without_boxes": (
+        "warning",
+        "the file lists a class that has no box, which is taken as not labelled; name it in "
+        "`classes` if it was looked for",
+    ),
+    "class_by_id": ("warning", "there are no class names, so classes were taken by number"),
+    "attribute_missing": (
+        "warning",
+        "cells lack some attributes, which are taken as missing",
+    ),
+    "attribute_out_of_range": (
+        "warning",
+        "an attribute has a value that the label space does not define; taken as missing",
+    ),
+    "attribute_other_scale": (
+        "warning",
+        "an attribute is graded with other values than in the label space, so all its values are "
+        "taken as missing (keeping only the shared ones would bias it)",
+    ),
+    "attribute_unknown": (
+        "warning",
+        "the label space has no such attribute; it is not read",
+    ),
+    "exif_orientation": (
+        "warning",
+        "the image asks to be shown rotated; boxes are read in the stored frame",
+    ),
+    "duplicate_image": (
+        "warning",
+        "images of one domain have identical bytes; they must not be divided by a split",
+    ),
+    "patient_leak": (
+        "warning",
+        "patients are in train in one domain and in test in another in the released split; use "
+        "the split by patient (the default) when training across domains",
+    ),
+    "split_empty_part": (
+        "warning",
+        "a domain has no fields in a part of the split; it has too few patients",
+    ),
+}
+"""Every kind of finding. ``docs/bring_your_own_device.md`` says what to do about each."""
+
+
+@dataclass
+class FindingLog:
+    """Counts anomalies by kind and keeps the first few places of each."""
+
+    _counts: dict[str, int] = field(default_factory=dict)
+    _examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        """Note one anomaly of a kind in `KINDS`; ``example`` says where, ``file: detail``."""
+        self._counts[kind] = self._counts.get(kind, 0) + count
+        examples = self._examples.setdefault(kind, [])
+        if len(examples) < EXAMPLES:
+            # A label file can carry half a surrogate pair, which no terminal can print.
+            examples.append(example.encode("utf-8", "backslashreplace").decode())
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return what was found, in the order of `KINDS` (errors first)."""
+        return tuple(
+            Finding(k, severity, message, self._counts[k], tuple(self._examples[k]))
+            for k, (severity, message) in KINDS.items()
+            if k in self._counts
+        )

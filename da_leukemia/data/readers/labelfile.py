@@ -1,0 +1,139 @@
+"""Label files as they come: decoded, parsed and refused with the place of the fault."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from da_leukemia.errors import DataError
+
+LARGEST = 1e6
+"""No coordinate of a photograph is larger; a larger number is a damaged file."""
+
+_TOKENS = re.compile(
+    r'"(?:\\.|[^"\\])*"|-?Infinity|NaN|-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?', re.DOTALL
+)
+
+
+def read_text(path: Path) -> str:
+    r"""Read a UTF-8 text file with or without a byte-order mark, line ends as ``\n``.
+
+    Raises:
+        DataError: the file cannot be opened or is not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror or e}); check the path") from None
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = raw.count(b"\n", 0, e.start) + 1
+        column = e.start - raw.rfind(b"\n", 0, e.start)
+        raise DataError(
+            f"{path}: line {line}, column {column}: not UTF-8 text; save the file as UTF-8 or "
+            "copy it again"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: not JSON, not an object, or it holds NaN or an infinite number; says where.
+    """
+    text = read_text(path)
+    try:
+        # parse_constant and parse_float refuse what JSON does not allow but Python accepts.
+        data = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except json.JSONDecodeError as e:
+        at_end = e.pos >= len(text.rstrip()) or "Unterminated" in e.msg
+        cause = "the file ends too early; copy it again" if at_end else "repair or export it again"
+        raise DataError(f"{path}: line {e.lineno}, column {e.colno}: {e.msg}; {cause}") from None
+    except _NotFiniteError as e:
+        where = _place(text, str(e))
+        raise DataError(
+            f"{path}: {where}the number {e} is not finite; repair this record"
+        ) from None
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path}: cannot be read as JSON ({e}); export it again") from None
+    if not isinstance(data, dict):
+        raise DataError(
+            f"{path}: line 1, column 1: expected a JSON object with images, annotations and "
+            f"categories, found {type(data).__name__}"
+        )
+    return data
+
+
+def records(data: dict[str, Any], key: str, path: Path) -> list[Any]:
+    """Return the list under ``key``.
+
+    Raises:
+        DataError: it is missing or no list.
+    """
+    value = data.get(key)
+    if isinstance(value, list):
+        return value
+    found = "is missing" if key not in data else f"is {type(value).__name__}, not a list"
+    raise DataError(f"{path}: the entry {key!r} {found}; a COCO label file needs it")
+
+
+def number(value: object, path: Path, where: str) -> float | None:
+    """Return a JSON value as a finite coordinate, or None where it is no number.
+
+    Raises:
+        DataError: it is a number no photograph can have.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not abs(value) <= LARGEST:
+        shown = f"{value:.3g}" if isinstance(value, float) else f"{str(value)[:12]}"
+        place = _place(read_text(path), value)
+        raise DataError(
+            f"{path}: {place}{where}: the number {shown} is no pixel coordinate; repair it"
+        )
+    return float(value)
+
+
+def identity(value: object) -> int | str | None:
+    """Return an id of an image, annotation or category, or None where it cannot be one."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+class _NotFiniteError(Exception):
+    """Carries the literal that stands in the file."""
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise _NotFiniteError(literal)
+    return value
+
+
+def _place(text: str, wanted: str | float) -> str:
+    """Return ``"line 3, column 7: "`` of a number outside strings, "" where it is not found."""
+    for token in _TOKENS.finditer(text):
+        literal = token.group()
+        if literal.startswith('"') or len(literal) > 400:
+            continue
+        same = literal == wanted if isinstance(wanted, str) else _equal(literal, wanted)
+        if same:
+            line = text.count("\n", 0, token.start()) + 1
+            return f"line {line}, column {token.start() - text.rfind(chr(10), 0, token.start())}: "
+    return ""
+
+
+def _equal(literal: str, value: float) -> bool:
+    try:
+        return (float(literal) if isinstance(value, float) else int(literal)) == value
+    except ValueError:
+        return False

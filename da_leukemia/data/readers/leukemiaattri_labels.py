@@ -1,0 +1,231 @@
+"""The two label formats of LeukemiaAttri: COCO files and 5-, 11- or 12-column text rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from da_leukemia.data.readers.boxes import (
+    INVALID,
+    MISSING,
+    RawBox,
+    attribute_code,
+    unlabelled_note,
+)
+from da_leukemia.data.readers.cocofile import CocoBox, CocoFile, load_coco
+from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.labelfile import LARGEST, read_text
+from da_leukemia.errors import DataError, did_you_mean
+from da_leukemia.labels import (
+    LEUKEMIAATTRI,
+    MORPHOLOGY,
+    UNKNOWN,
+    LabelSpace,
+    known_names,
+    normalise,
+    translate,
+)
+
+Size = tuple[int, int]
+
+_MISSING_JSON = 4
+_MISSING_TEXT = 2
+_NONE = 0
+
+
+@dataclass(frozen=True)
+class ReadLabels:
+    """Labels of one split: names of images, their size where it is told, and their boxes."""
+
+    where: str
+    names: tuple[str, ...]
+    size: Callable[[str], Size | None]
+    boxes: Callable[[str, Size], list[RawBox]]
+    has_suffix: bool
+
+    def stem(self, name: str) -> str:
+        """Return the image name without its suffix."""
+        return Path(name).stem if self.has_suffix else name
+
+
+def json_labels(path: Path, space: LabelSpace, log: FindingLog) -> ReadLabels:
+    """Read ``{train,test}.json``.
+
+    Raises:
+        DataError: it cannot be parsed, or names a class that nobody knows.
+    """
+    content = load_coco(path, log, by_base_name=True)
+    images = {i.file_name: i for i in content.images}
+    columns: dict[str, int | None] = {}
+
+    def size(name: str) -> Size | None:
+        image = images[name]
+        return (image.width, image.height) if image.width and image.height else None
+
+    def boxes(name: str, _: Size) -> list[RawBox]:
+        rows = []
+        for box in images[name].boxes:
+            named = _name(box, content, space, log)
+            if named is None:
+                continue
+            label, written = named
+            if label is None:
+                log.add("not_in_label_space", f"{box.where}: {written}")
+                continue
+            unlabelled_note(label, box.where, written, log)
+            is_none = LEUKEMIAATTRI.find(written) == _NONE
+            codes = _json_attributes(box, space, columns, log, is_none=is_none)
+            rows.append(RawBox(box.box, label, written, codes, box.where))
+        return rows
+
+    where = f"{path.parent.name}/{path.name}"
+    return ReadLabels(where, tuple(images), size, boxes, has_suffix=True)
+
+
+def text_labels(folder: Path, space: LabelSpace, log: FindingLog) -> ReadLabels:
+    """Read a folder of YOLO text files, one per image.
+
+    Raises:
+        DataError: (while boxes are read) a file is not text or holds an impossible number.
+    """
+    files = {p.stem: p for p in sorted(folder.glob("*.txt")) if p.stem.lower() != "classes"}
+
+    def boxes(name: str, size: Size) -> list[RawBox]:
+        rows = []
+        for line, row in enumerate(read_text(files[name]).split("\n"), start=1):
+            if row.strip():
+                found = _text_row(row, files[name], line, size, space, log)
+                rows += [] if found is None else [found]
+        return rows
+
+    where = "/".join(folder.parts[-3:])
+    return ReadLabels(where, tuple(files), lambda _: None, boxes, has_suffix=False)
+
+
+def _name(
+    box: CocoBox, content: CocoFile, space: LabelSpace, log: FindingLog
+) -> tuple[int | None, str] | None:
+    """Return label and class name of a box; None (reported) where it has no known class."""
+    name = "" if box.category is None else content.categories.get(box.category, "")
+    if not name:
+        # Ids are trusted only where the file has no names at all: releases number differently.
+        if any(content.categories.values()) or not isinstance(box.category, int):
+            log.add("unknown_class_id", f"{box.where}: category_id {str(box.category)[:40]}")
+            return None
+        known = _class_by_id(box.category)
+        if known is None:
+            log.add("unknown_class_id", f"{box.where}: category_id {box.category}")
+            return None
+        log.add("class_by_id", f"{box.where}: {box.category} = {known}")
+        name = known
+    try:
+        return translate(name, space), name
+    except KeyError:
+        raise DataError(
+            f"{content.path}: {box.where.split(': ', 1)[1]}: unknown class {name!r}"
+            f"{did_you_mean(name.lower(), known_names(space))}. Rename the category"
+        ) from None
+
+
+def _class_by_id(number: int) -> str | None:
+    """Return the class of an id: 0..13 as in the text files, 14 is none as in the JSON files."""
+    if number == len(LEUKEMIAATTRI.classes):
+        return LEUKEMIAATTRI.classes[_NONE]
+    return LEUKEMIAATTRI.classes[number] if 0 <= number < len(LEUKEMIAATTRI.classes) else None
+
+
+def _json_attributes(
+    box: CocoBox,
+    space: LabelSpace,
+    columns: dict[str, int | None],
+    log: FindingLog,
+    *,
+    is_none: bool,
+) -> tuple[int, ...]:
+    codes = [MISSING] * len(space.attributes)
+    nested = box.record.get("attributes")
+    sources: list[Mapping[str, object]] = [box.record]
+    if isinstance(nested, dict):
+        sources.append(nested)
+    for source in sources:
+        for key, value in source.items():
+            if key not in columns:
+                columns[key] = space.find_attribute(key)
+            column = columns[key]
+            if column is None:
+                continue
+            if value in (_MISSING_JSON, str(_MISSING_JSON)) or (is_none and value == _MISSING_TEXT):
+                continue
+            code = attribute_code(value, space.attributes[column])
+            if code == INVALID:
+                log.add("attribute_out_of_range", f"{box.where}: {key} = {str(value)[:40]}")
+            codes[column] = code if code >= 0 else MISSING
+    if not is_none and MISSING in codes:
+        log.add("attribute_missing", f"{box.where}: {_names(codes, space)}")
+    return tuple(codes)
+
+
+def _names(codes: list[int], space: LabelSpace) -> str:
+    missing = [a.name for a, c in zip(space.attributes, codes, strict=True) if c == MISSING]
+    return ", ".join(missing)
+
+
+def _text_row(
+    row: str, path: Path, line: int, size: Size, space: LabelSpace, log: FindingLog
+) -> RawBox | None:
+    where = f"{path.name}: line {line}"
+    tokens = [(m.start() + 1, m.group()) for m in re.finditer(r"\S+", row)]
+    values = []
+    for column, token in tokens:
+        try:
+            value = float(token)
+        except ValueError:
+            log.add("unreadable_record", f"{where}: column {column}: {token[:40]!r} is no number")
+            return None
+        if not abs(value) <= LARGEST:  # NaN too
+            raise DataError(
+                f"{path}: line {line}, column {column}: {token[:40]} is no coordinate or code; "
+                "repair this row"
+            )
+        values.append(value)
+    if len(values) not in (5, 11, 12):
+        hint = "; a sparse label row (15 or 16)" if len(values) in (15, 16) else ""
+        log.add("unreadable_record", f"{where}: {len(values)} columns, not 5, 11 or 12{hint}")
+        return None
+    name = _class_by_id(int(values[0])) if values[0] == int(values[0]) else None
+    if name is None:
+        log.add("unknown_class_id", f"{where}: {values[0]:g}")
+        return None
+    log.add("class_by_id", f"{where}: {int(values[0])} = {name}")
+    label = translate(name, space)
+    if label is None:
+        log.add("not_in_label_space", f"{where}: {name}")
+        return None
+    unlabelled_note(label, where, name, log)
+    cx, cy, w, h = (
+        v * s for v, s in zip(values[1:5], (size[0], size[1], size[0], size[1]), strict=True)
+    )
+    box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    codes = _text_attributes(values[5:], where, space, log, is_none=normalise(name) == "none")
+    return RawBox(box, label, name, codes, where)
+
+
+def _text_attributes(
+    values: list[float], where: str, space: LabelSpace, log: FindingLog, *, is_none: bool
+) -> tuple[int, ...]:
+    codes = [UNKNOWN] * len(space.attributes)
+    # Eleven columns lack the size, which comes first.
+    for attribute, value in zip(MORPHOLOGY[len(MORPHOLOGY) - len(values) :], values, strict=True):
+        column = space.find_attribute(attribute.name)
+        # On a None row 2 means missing in every column; on a real cell it is a large cell.
+        if column is None or value == _MISSING_JSON or (is_none and value == _MISSING_TEXT):
+            continue
+        code = attribute_code(value, attribute)
+        if code == INVALID:
+            log.add("attribute_out_of_range", f"{where}: {attribute.name} = {value:g}")
+        codes[column] = code if code >= 0 else MISSING
+    if not is_none and MISSING in codes:
+        log.add("attribute_missing", f"{where}: {_names(codes, space)}")
+    return tuple(codes)

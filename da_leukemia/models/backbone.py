@@ -1,0 +1,81 @@
+"""Any timm network as a feature extractor at given strides."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from da_leukemia.errors import ConfigError, did_you_mean
+
+
+class Backbone(nn.Module):
+    """A timm network cut at the wanted strides, fed with images in 0..1.
+
+    Attributes:
+        strides: the strides that come out, ascending.
+        channels: channels of each map.
+    """
+
+    def __init__(self, name: str, strides: tuple[int, ...], pretrained: bool = False) -> None:
+        """Build the network.
+
+        Args:
+            name: a timm model name.
+            strides: wanted strides, each once.
+            pretrained: download its ImageNet weights.
+
+        Raises:
+            ConfigError: unknown name (with a suggestion), no feature maps, or a missing stride.
+        """
+        super().__init__()
+        if not timm.is_model(name):
+            known = timm.list_models()
+            raise ConfigError(f"detector.backbone: timm has no {name!r}{did_you_mean(name, known)}")
+        try:
+            probe = timm.create_model(name, features_only=True, pretrained=False)
+        except Exception as error:  # timm raises whatever the architecture does
+            raise ConfigError(
+                f"detector.backbone: {name!r} gives no feature maps ({error}); take a "
+                "convolutional or hierarchical one, e.g. mobilenetv4_conv_small, resnet50"
+            ) from error
+        reductions = [int(r) for r in probe.feature_info.reduction()]
+        # The deepest map of a stride carries the most; some networks repeat one.
+        deepest = {r: i for i, r in enumerate(reductions)}
+        missing = [s for s in strides if s not in deepest]
+        if missing:
+            raise ConfigError(
+                f"detector.strides: {name!r} has no map at stride {missing}; it has {reductions}"
+            )
+        if pretrained:
+            try:
+                weights = timm.create_model(name, features_only=True, pretrained=True).state_dict()
+            except Exception as error:  # no network, no weights for this name, no hub
+                raise ConfigError(
+                    f"detector.pretrained: the weights of {name!r} could not be loaded ({error}); "
+                    "set detector.pretrained=false to train from random weights"
+                ) from error
+            probe.load_state_dict(weights)
+        indices = [deepest[s] for s in strides]
+        channels = probe.feature_info.channels()
+        self.body = probe
+        self.strides = strides
+        self.channels = tuple(int(channels[i]) for i in indices)
+        self._indices = indices
+        mean = probe.pretrained_cfg.get("mean", (0.485, 0.456, 0.406))
+        std = probe.pretrained_cfg.get("std", (0.229, 0.224, 0.225))
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the maps ``(B, C_i, H / stride_i, W / stride_i)``."""
+        maps = self.body((images - self.mean) / self.std)
+        out = []
+        for index, channels in zip(self._indices, self.channels, strict=True):
+            feature = maps[index]
+            if feature.shape[1] != channels and feature.shape[-1] == channels:
+                feature = feature.permute(0, 3, 1, 2)  # Swin and its kin answer in NHWC
+            out.append(feature)
+        return out

@@ -1,0 +1,112 @@
+"""Red cells: where they lie and how they are drawn, as one map of haemoglobin thickness."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from da_leukemia.simulate.patients import RED_SHAPES, Patient
+from da_leukemia.simulate.shapes import HEIGHT, WIDTH, Array, Canvas, blob, grid, soft
+
+Circle = tuple[float, float, float]
+
+
+def place_red_cells(
+    patient: Patient, white: list[Circle], rng: np.random.Generator
+) -> list[Circle]:
+    """Return ``(x, y, radius)`` of the red cells: alone, in clumps and in short rouleaux.
+
+    Args:
+        patient: the slide.
+        white: circles that red cells make way for.
+        rng: the field's generator.
+    """
+    count = int(np.clip(rng.normal(patient.red_cells, 8), 45, 125))
+    taken = np.array(white, dtype=np.float64).reshape(-1, 3)
+    cells: list[Circle] = []
+    spots = np.empty((count, 3))
+    for _ in range(count * 12):
+        n = len(cells)
+        if n == count:
+            break
+        radius = patient.red_diameter / 2 * float(np.clip(rng.normal(1, 0.09), 0.7, 1.3))
+        clumped = n > 0 and rng.random() < patient.clumping
+        if clumped:
+            px, py, pr = cells[int(rng.integers(max(0, n - 6), n))]
+            angle = rng.uniform(0, 2 * np.pi)
+            reach = (pr + radius) * rng.uniform(0.62, 1.02)
+            x, y = px + reach * np.cos(angle), py + reach * np.sin(angle)
+        else:
+            x, y = rng.uniform(-12, WIDTH + 12), rng.uniform(-12, HEIGHT + 12)
+        if len(taken):
+            gap = np.hypot(taken[:, 0] - x, taken[:, 1] - y) - taken[:, 2] - radius
+            if gap.min() < -0.12 * radius:
+                continue
+        if n:
+            near = np.hypot(spots[:n, 0] - x, spots[:n, 1] - y) / (spots[:n, 2] + radius)
+            if near.min() < (0.6 if clumped else 0.98):
+                continue
+        spots[n] = x, y, radius
+        cells.append((float(x), float(y), radius))
+    return cells
+
+
+def _thickness(shape: str, radius: float, pallor: float, rng: np.random.Generator) -> Array:
+    x, y = grid(2 * int(radius * 1.7) + 5)
+    stretch = {"oval": rng.uniform(1.25, 1.7), "teardrop": 1.15}.get(shape, rng.uniform(1, 1.18))
+    if shape == "teardrop":
+        angle = rng.uniform(0, 2 * np.pi)
+        u = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
+        v = np.float32(np.cos(angle)) * y - np.float32(np.sin(angle)) * x
+        along = np.clip(u / np.float32(radius * 1.5), 0, 1)
+        # Squeezing sideways more and more along one direction draws the disc out into a tail.
+        distance = np.hypot(u * (1 - 0.36 * along), v * (1 + 1.3 * along)) - np.float32(
+            radius * 0.92
+        )
+    else:
+        distance = blob(x, y, radius, rng, wobble=0.025, stretch=float(stretch))
+    if shape == "burr":
+        theta = np.arctan2(y, x)
+        spikes = int(rng.integers(9, 15))
+        wave = np.cos(spikes * theta + np.float32(rng.uniform(0, 6)))
+        spike = np.sign(wave) * np.abs(wave) ** np.float32(0.7)
+        distance = distance - np.float32(radius * 0.09) * spike
+    body = soft(distance, 1.3)
+    depth = np.clip(-distance / np.float32(radius), 0, 1)
+    if shape == "ring":
+        hole = np.clip((depth - 0.3) / 0.18, 0, 1)
+        profile = 0.85 * (1 - 0.95 * hole)
+    elif shape == "target":
+        profile = 0.95 - 0.4 * np.exp(-(((depth - 0.45) / 0.16) ** 2))
+    elif shape in ("flat", "burr"):
+        profile = 1 - 0.1 * depth
+    else:
+        hollow = float(np.clip(rng.normal(pallor, 0.17), 0, 0.85))
+        rim = rng.uniform(0.3, 0.5)
+        profile = 1.03 - hollow * np.clip((depth - rim * 0.6) / rim, 0, 1) ** 1.3
+    # A thin dark line along the edge, where the light is bent away.
+    edge = 0.12 * np.exp(-((distance / 1.6 + 0.8) ** 2))
+    out: Array = (body * (profile + edge)).astype(np.float32)
+    return out
+
+
+def draw_red_cells(
+    canvas: Canvas, patient: Patient, cells: list[Circle], rng: np.random.Generator
+) -> None:
+    """Draw the cells on the canvas. Overlaps are only a little darker than a single cell."""
+    blood = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
+    young = np.zeros_like(blood)
+    for x, y, radius in cells:
+        shape = RED_SHAPES[int(rng.choice(len(RED_SHAPES), p=patient.red_shapes))]
+        patch = _thickness(shape, radius, patient.pallor, rng)
+        patch *= np.float32(rng.normal(1.0, 0.06))
+        place = Canvas.window(len(patch), x, y)
+        if place is None:
+            continue
+        rows, cols, prows, pcols = place
+        new, old = patch[prows, pcols], blood[rows, cols]
+        blood[rows, cols] = np.maximum(old, new) + np.float32(0.22) * np.minimum(old, new)
+        if rng.random() < 0.04:
+            young[rows, cols] = np.maximum(young[rows, cols], new)
+    canvas.od += blood * patient.palette.red[:, None, None]
+    # Polychromasia: young red cells take up the blue-violet dye as well.
+    canvas.od += young * np.array([-0.12, 0.16, 0.0], dtype=np.float32)[:, None, None]

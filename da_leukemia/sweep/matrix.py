@@ -1,0 +1,341 @@
+"""The cross-device matrix: a pure function of the result files, and what may be read from it.
+
+A row is a mean over seeds of one score of one (method, source, target, test). `view` arranges rows
+as "trained on" x "tested on"; `gap_closed` compares adapted runs with their twins and refuses
+where a comparison would not be fair. Nothing here trains, and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from da_leukemia.config import Experiment, active_components
+from da_leukemia.errors import UserError
+
+COLUMNS = (
+    *("method", "source", "target", "test", "metric"),
+    *("value", "low", "high", "seeds", "fields"),
+)
+METRICS = (
+    *("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end"),
+    *("attribute_balanced_accuracy", "ece"),
+)
+FAIR = "fair_source_only"
+PLAIN = "source_only"
+DIGITS = 6
+"""Decimals of every number in the matrix, so that a CSV read back is the same matrix."""
+
+
+class Run(NamedTuple):
+    """What a run is called in the matrix; ``target`` is empty for source-only."""
+
+    method: str
+    source: str
+    target: str
+    seed: int
+
+    def __str__(self) -> str:
+        goal = f" -> {self.target}" if self.target else ""
+        return f"{self.method}: {self.source}{goal}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished job: the content of its ``result.json`` and the folder where it lies."""
+
+    content: Mapping[str, Any]
+    folder: Path | None = None
+
+    @property
+    def run(self) -> Run:
+        """Its name in the matrix."""
+        c = self.content
+        return Run(c["method"], c["source"], c.get("target") or "", int(c["seed"]))
+
+    @property
+    def job(self) -> str:
+        """Content hash of the job."""
+        return str(self.content["job"])
+
+    def metrics(self, test: str) -> Mapping[str, Any]:
+        """Scores on one test device."""
+        metrics: Mapping[str, Any] = self.content["tests"][test]["metrics"]
+        return metrics
+
+    def records(self, test: str) -> Path | None:
+        """File of the per-field records, None where it is not there."""
+        name = self.content["tests"][test].get("records")
+        path = self.folder / name if self.folder is not None and name else None
+        return path if path is not None and path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``matrix.csv``; ``low`` and ``high`` are None where there is no interval."""
+
+    method: str
+    source: str
+    target: str
+    test: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    seeds: int
+    fields: int
+
+
+@dataclass(frozen=True)
+class View:
+    """One method and metric as a table.
+
+    Attributes:
+        sources: devices trained on, the rows.
+        tests: devices tested on, the columns.
+        cells: ``(source, test)`` -> row; a pair without a run is absent.
+        borrowed: cells that belong to the fair source-only twin. An adapted method has no run of
+            its own on the diagonal: there is nothing to adapt to.
+    """
+
+    method: str
+    metric: str
+    adapted: bool
+    sources: tuple[str, ...]
+    tests: tuple[str, ...]
+    cells: Mapping[tuple[str, str], Row]
+    borrowed: frozenset[tuple[str, str]]
+
+    def mean(self, same: bool) -> float | None:
+        """Mean over the diagonal (``same``) or over all other cells; None where there is none."""
+        values = [row.value for (s, t), row in self.cells.items() if (s == t) is same]
+        return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows in a fixed order, and what kept results from being comparable.
+
+    Attributes:
+        rows: see `Row`.
+        unfair: method -> what distinguishes its training from that of its source-only twin.
+        notes: what a reader has to know before trusting the numbers.
+    """
+
+    rows: tuple[Row, ...]
+    unfair: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str, str, str, str], Row]:
+        return {(r.method, r.source, r.target, r.test, r.metric): r for r in self.rows}
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Methods in the order of the rows."""
+        return tuple(dict.fromkeys(r.method for r in self.rows))
+
+    @cached_property
+    def adapted(self) -> tuple[str, ...]:
+        """Methods that looked at a target."""
+        return tuple(dict.fromkeys(r.method for r in self.rows if r.target))
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics that have a value somewhere."""
+        present = {r.metric for r in self.rows}
+        return tuple(m for m in (*METRICS, *sorted(present - set(METRICS))) if m in present)
+
+    def cell(self, method: str, source: str, target: str, test: str, metric: str) -> Row | None:
+        """Return one row, None where there is none."""
+        return self._index.get((method, source, target, test, metric))
+
+    def view(self, method: str, metric: str = "ap50") -> View:
+        """Arrange a method as source x test. Adapted: cell (s, t) was adapted to t, tested on t."""
+        rows = [r for r in self.rows if r.metric == metric]
+        sources = tuple(dict.fromkeys(r.source for r in rows))
+        tests = tuple(dict.fromkeys(r.test for r in rows))
+        adapted = method in self.adapted
+        cells: dict[tuple[str, str], Row] = {}
+        borrowed = set()
+        for source in sources:
+            for test in tests:
+                found = self.cell(method, source, test if adapted else "", test, metric)
+                if found is None and adapted and source == test:
+                    found = self.cell(FAIR, source, "", test, metric)
+                    borrowed.add((source, test))
+                if found is not None:
+                    cells[source, test] = found
+        return View(method, metric, adapted, sources, tests, cells, frozenset(borrowed))
+
+
+IntervalsOf = Callable[[Sequence[Result], str], Mapping[str, tuple[float, float]]]
+"""(one result per seed, test device) -> metric -> (low, high). See `report.intervals`."""
+
+
+def build_matrix(
+    results: Iterable[Result],
+    metrics: Sequence[str] = METRICS,
+    *,
+    intervals: IntervalsOf | None = None,
+    methods: Sequence[str] = (),
+    devices: Sequence[str] = (),
+) -> Matrix:
+    """Average results over seeds.
+
+    Args:
+        results: in any order; the matrix does not depend on it.
+        metrics: scores to take over; one that a result has as None is left out.
+        intervals: gives the intervals; without it rows have none.
+        methods: order of the methods; others follow by name, source-only first.
+        devices: order of the devices; others follow by name.
+
+    Raises:
+        UserError: two different jobs claim the same place.
+    """
+    by_run: dict[Run, Result] = {}
+    for result in results:
+        other = by_run.setdefault(result.run, result)
+        if other.job != result.job:
+            raise UserError(
+                f"{result.run}: two jobs claim this place, {other.job} and {result.job}; "
+                "they were trained with different settings, so report them apart"
+            )
+    method_rank = _rank([*methods, PLAIN, FAIR])
+    device_rank = _rank(devices)
+    cells: dict[tuple[str, str, str, str], list[Result]] = defaultdict(list)
+    for run in sorted(by_run):
+        for test in by_run[run].content["tests"]:
+            cells[run.method, run.source, run.target, test].append(by_run[run])
+
+    def place(key: tuple[str, str, str, str]) -> tuple[Any, ...]:
+        method, *places = key
+        return (method_rank(method), *(device_rank(p) for p in places))
+
+    rows = []
+    for key in sorted(cells, key=place):
+        method, source, target, test = key
+        bounds = intervals(cells[key], test) if intervals is not None else {}
+        scores = [r.metrics(test) for r in cells[key]]
+        fields = max(int(s.get("fields", 0)) for s in scores)
+        for metric in metrics:
+            values = [float(s[metric]) for s in scores if s.get(metric) is not None]
+            if not values:
+                continue
+            low, high = (round(b, DIGITS) for b in bounds.get(metric, (math.nan, math.nan)))
+            known = math.isfinite(low) and math.isfinite(high)
+            mean = round(math.fsum(values) / len(values), DIGITS)
+            where = (method, source, target, test, metric)
+            span = (low, high) if known else (None, None)
+            rows.append(Row(*where, mean, *span, len(values), fields))
+    return Matrix(tuple(rows), _unfair(by_run), _notes(by_run, cells))
+
+
+def _rank(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:
+    place = {name: i for i, name in reversed(list(enumerate(order)))}
+    return lambda name: (place.get(name, len(order)), name)
+
+
+def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run and its twin must share, flat."""
+    data = config.get("data", {})
+    sections = {
+        "detector": config.get("detector", {}),
+        "augmentation": config.get("augmentation", {}),
+        "trainer": {
+            k: v
+            for k, v in config.get("trainer", {}).items()
+            if k not in ("threads", "workers", "accelerator", "precision", "compile")
+        },
+        "data": {k: data.get(k) for k in ("image_size", "label_space", "split") if k in data},
+        "method": {k: v for k, v in config.get("method", {}).items() if k != "components"},
+    }
+    return {f"{name}.{key}": v for name, inner in sections.items() for key, v in inner.items()}
+
+
+def _unfair(by_run: Mapping[Run, Result]) -> dict[str, str]:
+    unfair: dict[str, str] = {}
+    for run, result in sorted(by_run.items()):
+        twin = by_run.get(Run(FAIR, run.source, "", run.seed))
+        if not run.target or twin is None or run.method in unfair:
+            continue
+        mine, theirs = (_recipe(r.content.get("config") or {}) for r in (result, twin))
+        differing = sorted(k for k in mine.keys() & theirs.keys() if mine[k] != theirs[k])
+        if differing:
+            unfair[run.method] = "; ".join(
+                f"{k} is {mine[k]}, in {FAIR} {theirs[k]}" for k in differing[:3]
+            )
+    return unfair
+
+
+def _notes(by_run: Mapping[Run, Result], cells: Mapping[Any, Sequence[Result]]) -> tuple[str, ...]:
+    notes = []
+    contents = [r.content for r in by_run.values()]
+    prints = {str((c.get("data") or {}).get("fingerprint", "")) for c in contents}
+    if len(prints) > 1:
+        notes.append(f"The results come from {len(prints)} different states of the data.")
+    versions = {str((c.get("versions") or {}).get("da_leukemia", "")) for c in contents}
+    if len(versions) > 1:
+        notes.append(f"The results come from {len(versions)} versions of da_leukemia.")
+    counts = {len(found) for found in cells.values()}
+    if len(counts) > 1:
+        notes.append(
+            f"Cells are means over {min(counts)} to {max(counts)} seeds; compare them with care."
+        )
+    return tuple(notes)
+
+
+def write_csv(matrix: Matrix, path: Path) -> None:
+    """Write the tidy table; equal matrices give equal bytes."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in matrix.rows:
+            writer.writerow(["" if v is None else v for v in (getattr(row, c) for c in COLUMNS)])
+
+
+def read_csv(path: Path) -> Matrix:
+    """Read what `write_csv` wrote (without its notes).
+
+    Raises:
+        UserError: the columns are others.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{path}: expected the columns {','.join(COLUMNS)}")
+        return Matrix(
+            tuple(
+                Row(
+                    *(line[c] for c in COLUMNS[:5]),
+                    float(line["value"]),
+                    *(float(line[c]) if line[c] else None for c in ("low", "high")),
+                    int(line["seeds"]),
+                    int(line["fields"]),
+                )
+                for line in reader
+            )
+        )
+
+
+def expected_runs(experiment: Experiment) -> list[Run]:
+    """Return every run that an experiment asks for, in its order."""
+    runs = []
+    for method in experiment.methods:
+        adapts = bool(active_components(experiment.adaptations[method]))
+        for source in experiment.sources or ():
+            targets = [t for t in experiment.targets or () if t != source] if adapts else [""]
+            runs += [Run(method, source, t, seed) for t in targets for seed in experiment.seeds]
+    return runs
+
+
+def missing_runs(experiment: Experiment, results: Iterable[Result]) -> list[Run]:
+    """Return the runs that an experiment asks for and that have no result."""
+    done = {result.run for result in results}
+    return [run for run in expected_runs(experiment) if run not in done]
