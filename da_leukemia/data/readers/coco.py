@@ -55,11 +55,13 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     _refuse_normalised(content)
     reader = _Translation(content, space, source.declared_classes(space), log)
     pattern = source.patient_regex()
-    on_disk = _images_below(label_file.parent)
+    folder = label_file.parent
+    folder = folder.parent if folder.name == "annotations" else folder
+    on_disk = _images_below(folder)
     fields = []
     names: set[tuple[str, str]] = set()
     for image in content.images:
-        path = _find(image, label_file.parent, on_disk)
+        path = _find(image, folder, on_disk)
         if path is None:
             log.add("missing_image", f"{label_file.name}: {image.file_name}")
             continue
@@ -97,7 +99,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
                 released_split=split if split in ("train", "test") else "",
             )
         )
-    _unlisted(content, label_file.parent, on_disk, log)
+    _unlisted(content, on_disk, log)
     if not fields:
         log.add("empty_domain", str(label_file))
     elif not reader.labelled_classes and not any(len(f.boxes) for f in fields):
@@ -253,16 +255,14 @@ def _images_below(folder: Path) -> dict[str, Path]:
 
 def _find(image: CocoImage, folder: Path, on_disk: dict[str, Path]) -> Path | None:
     name = image.file_name.lower()
-    for candidate in (name, f"images/{name}", f"../images/{name}"):
+    for candidate in (name, f"images/{name}"):
         if candidate in on_disk:
             return on_disk[candidate]
-    for candidate in (folder / image.file_name, folder.parent / "images" / image.file_name):
-        try:
-            if candidate.is_file():
-                return candidate
-        except (OSError, ValueError):  # a name that no file system takes
-            return None
-    return None
+    path = folder / image.file_name
+    try:
+        return path if path.is_file() else None
+    except (OSError, ValueError):  # a name that no file system takes
+        return None
 
 
 def _patient(image: CocoImage) -> str:
@@ -273,7 +273,7 @@ def _patient(image: CocoImage) -> str:
     return ""
 
 
-def _unlisted(content: CocoFile, folder: Path, on_disk: dict[str, Path], log: FindingLog) -> None:
+def _unlisted(content: CocoFile, on_disk: dict[str, Path], log: FindingLog) -> None:
     listed = {i.file_name.lower() for i in content.images}
     listed |= {f"images/{n}" for n in listed}
     for name in on_disk:

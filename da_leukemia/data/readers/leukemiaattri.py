@@ -130,17 +130,17 @@ def _resolve(
 ) -> Iterator[tuple[Path, tuple[int, int], list[RawBox]]]:
     """Pair images with their labels; yields path, size and boxes in the order of the labels."""
     if labels is None:
-        for path in images.values():
-            size = header_size(path)
+        for found in images.values():
+            size = header_size(found)
             if size is None:
-                log.add("unreadable_image", f"{split}/{path.name}")
+                log.add("unreadable_image", f"{split}/{found.name}")
             else:
-                yield path, size, []
+                yield found, size, []
         return
     by_stem = {Path(n).stem: p for n, p in images.items()}
     used: set[Path] = set()
     for name in labels.names:
-        path = images.get(name.lower())
+        path: Path | None = images.get(name.lower())
         if path is None:
             path = by_stem.get(labels.stem(name).lower())
             if path is not None and labels.has_suffix:
@@ -159,9 +159,9 @@ def _resolve(
             log.add("unreadable_image", f"{split}/{path.name}")
             continue
         yield path, size, labels.boxes(name, size)
-    for path in images.values():
-        if path not in used:
-            log.add("image_not_in_labels", f"{split}/{path.name}")
+    for unused in images.values():
+        if unused not in used:
+            log.add("image_not_in_labels", f"{split}/{unused.name}")
 
 
 def _labels(

@@ -1,0 +1,325 @@
+"""Who is learned from and who is tested on: splits by patient over all devices at once.
+
+A patient photographed through two devices shows the same cells twice. For source -> target work
+a split inside each domain therefore leaks; here a patient is in one part everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding
+from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.errors import ConfigError, DataError, did_you_mean
+
+PARTS = ("train", "validation", "test")
+
+_SWAPS_UP_TO = 400
+"""Groups up to which pairs are exchanged when single moves leave a domain without a part."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part for every group, or for every field where a release divides patients.
+
+    Attributes:
+        parts: ``FieldOfView.group`` (or ``FieldOfView.key``) -> "train", "validation" or "test".
+        unit: "group" or "field": what the keys of ``parts`` are.
+    """
+
+    parts: Mapping[str, str]
+    unit: str = "group"
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("group", "field") or not set(self.parts.values()) <= set(PARTS):
+            raise DataError("a split needs the unit 'group' or 'field' and the parts " + str(PARTS))
+        object.__setattr__(self, "parts", MappingProxyType(dict(sorted(self.parts.items()))))
+
+    def part_of(self, field: FieldOfView) -> str:
+        """Return the part of a field.
+
+        Raises:
+            DataError: the split was made without this field.
+        """
+        key = field.group if self.unit == "group" else field.key
+        if key not in self.parts:
+            raise DataError(f"{field.key}: not in the split; make the split from the present data")
+        return self.parts[key]
+
+    def select(self, index: FieldIndex, part: str) -> FieldIndex:
+        """Return the fields of one part, in the order of ``index``.
+
+        Raises:
+            ConfigError: there is no such part.
+            DataError: a field is not in the split.
+        """
+        if part not in PARTS:
+            raise ConfigError(f"unknown part {part!r}{did_you_mean(part, PARTS)}")
+        chosen = tuple(f for f in index.fields if self.part_of(f) == part)
+        return FieldIndex(index.domain, chosen, index.findings)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with any assignment."""
+        rows = json.dumps([self.unit, sorted(self.parts.items())])
+        return hashlib.sha256(rows.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Return the split as JSON text, the same for equal splits."""
+        content = {
+            "unit": self.unit,
+            "fingerprint": self.fingerprint,
+            "parts": dict(self.parts),
+        }
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Split:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: it is no split or was changed by hand.
+        """
+        try:
+            content = json.loads(text)
+            split = cls(dict(content["parts"]), content["unit"])
+            same = split.fingerprint == content["fingerprint"]
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise DataError(f"this is no split file ({e!r}); make the split again") from None
+        if not same:
+            raise DataError("the split file was changed after it was written; make it again")
+        return split
+
+
+def make_split(
+    indexes: Sequence[FieldIndex], *, test: float, validation: float, seed: int
+) -> Split:
+    """Divide all domains at once, keeping every group (patient) in one part.
+
+    Groups are dealt in an order drawn from ``seed``, each to the part that brings every domain
+    nearest to the wanted shares of fields; then groups are moved while that helps. The result
+    depends on the data and the seed, not on the order of files or domains.
+
+    Args:
+        indexes: all domains of the experiment.
+        test: wanted share of the fields of each domain in test.
+        validation: wanted share in validation.
+        seed: another seed gives another split.
+
+    Raises:
+        ConfigError: the shares are not possible.
+        DataError: there are no fields.
+    """
+    if not (test >= 0 and validation >= 0 and test + validation < 1):
+        raise ConfigError(
+            f"data.split: test={test} and validation={validation} must not be negative and must "
+            "leave something to train on (sum below 1)"
+        )
+    groups: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for index in indexes:
+        for f in index.fields:
+            groups[f.group][f.domain] += 1
+    if not groups:
+        raise DataError("no fields to split: every domain is empty")
+    balance = _Balance(groups, (1 - test - validation, validation, test))
+    order = sorted(groups, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
+    for group in order:
+        balance.place(group)
+    balance.improve(order)
+    return Split({g: PARTS[p] for g, p in balance.part.items()})
+
+
+class _Balance:
+    """How far each domain is from its wanted shares, under moves of groups."""
+
+    def __init__(
+        self, groups: Mapping[str, Mapping[str, int]], wanted: tuple[float, float, float]
+    ) -> None:
+        self.groups = groups
+        self.wanted = wanted
+        self.part: dict[str, int] = {}
+        self.fields: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        self.members: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        self.total: dict[str, int] = defaultdict(int)
+        self.size: dict[str, int] = defaultdict(int)
+        for domains in groups.values():
+            for domain, count in domains.items():
+                self.total[domain] += count
+                self.size[domain] += 1
+
+    def _needed(self, domain: str) -> list[int]:
+        """Parts that must not be empty, the most needed first when groups are too few."""
+        needed = [p for p in (0, 2, 1) if self.wanted[p] > 0]
+        return needed[: self.size[domain]]
+
+    def cost(self, domains: Iterable[str]) -> float:
+        """Sum over domains of squared share errors; an empty needed part outweighs any of them."""
+        return sum(self._cost_of(d) for d in sorted(domains))
+
+    def _cost_of(self, domain: str) -> float:
+        fields, total = self.fields[domain], self.total[domain]
+        error = sum((fields[p] / total - self.wanted[p]) ** 2 for p in range(3))
+        empty = sum(self.members[domain][p] == 0 for p in self._needed(domain))
+        return error + 10.0 * empty
+
+    def move(self, group: str, part: int) -> None:
+        """Put a group into a part, taking it out of its present one."""
+        old = self.part.get(group)
+        for domain, count in self.groups[group].items():
+            if old is not None:
+                self.fields[domain][old] -= count
+                self.members[domain][old] -= 1
+            self.fields[domain][part] += count
+            self.members[domain][part] += 1
+        self.part[group] = part
+
+    def place(self, group: str) -> bool:
+        """Move a group to its best part; tell whether that lowered the cost."""
+        domains = self.groups[group]
+        start = self.part.get(group)
+        costs: dict[int, float] = {}
+        for part in range(3):
+            if self.wanted[part] > 0 or part == 0:
+                self.move(group, part)
+                costs[part] = self.cost(domains)
+        best = min(costs, key=lambda p: (costs[p], p != start, p))
+        better = start is None or costs[best] < costs[start] - 1e-12
+        self.move(group, best if better or start is None else start)
+        return better
+
+    def improve(self, order: Sequence[str]) -> None:
+        """Move single groups, then exchange pairs, until nothing helps."""
+        for _ in range(20):
+            moved = sum(self.place(g) for g in order)
+            if not moved and not (len(order) <= _SWAPS_UP_TO and self._exchange(order)):
+                return
+
+    def _exchange(self, order: Sequence[str]) -> bool:
+        for i, a in enumerate(order):
+            for b in order[i + 1 :]:
+                pa, pb = self.part[a], self.part[b]
+                if pa == pb:
+                    continue
+                domains = {*self.groups[a], *self.groups[b]}
+                before = self.cost(domains)
+                self.move(a, pb)
+                self.move(b, pa)
+                if self.cost(domains) < before - 1e-12:
+                    return True
+                self.move(a, pa)
+                self.move(b, pb)
+        return False
+
+
+def released_split(
+    indexes: Sequence[FieldIndex], *, validation: float = 0.1, seed: int = 0
+) -> Split:
+    """Take train and test as released, and carve validation out of train by patient.
+
+    Between domains this leaks (see `leaks`); it is meant for repeating published numbers.
+
+    Raises:
+        ConfigError: ``validation`` is not in [0, 1).
+        DataError: a field has no released split.
+    """
+    missing = [f.key for i in indexes for f in i.fields if not f.released_split]
+    if missing:
+        raise DataError(
+            f"{len(missing)} fields have no released split, e.g. {missing[0]}; use a split by "
+            "patient for these domains"
+        )
+    train = [
+        FieldIndex(i.domain, tuple(f for f in i.fields if f.released_split == "train"))
+        for i in indexes
+    ]
+    if not any(len(i) for i in train):
+        raise DataError("no field is released as train")
+    carved = make_split(train, test=0.0, validation=validation, seed=seed)
+    parts = {
+        f.key: carved.part_of(f) if f.released_split == "train" else f.released_split
+        for i in indexes
+        for f in i.fields
+    }
+    return Split(parts, unit="field")
+
+
+def leaks(indexes: Sequence[FieldIndex]) -> list[Finding]:
+    """List patients that the release trains on in one domain and tests on in another (or the same).
+
+    Returns:
+        No finding or one, which counts patients.
+    """
+    where: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for index in indexes:
+        for f in index.fields:
+            if f.patient and f.released_split:
+                where[f.patient][f.released_split].add(f.domain)
+    log = FindingLog()
+    for patient, seen in sorted(where.items()):
+        if seen["train"] and seen["test"]:
+            log.add(
+                "patient_leak",
+                f"patient {patient}: train in {', '.join(sorted(seen['train']))}; "
+                f"test in {', '.join(sorted(seen['test']))}",
+            )
+    return list(log.findings())
+
+
+def coverage(split: Split, indexes: Sequence[FieldIndex]) -> list[Finding]:
+    """Report domains that have no field in a part, as with fewer than three patients."""
+    log = FindingLog()
+    for index in indexes:
+        present = {split.part_of(f) for f in index.fields}
+        for part in PARTS:
+            if index.fields and part not in present and part in split.parts.values():
+                log.add("split_empty_part", f"{index.domain}: no field in {part}")
+    return list(log.findings())
+
+
+def audit(split: Split, indexes: Sequence[FieldIndex]) -> None:
+    """Refuse a split that leaks between its parts.
+
+    Raises:
+        DataError: a group is in two parts, or two parts hold an image with the same bytes; lists
+            every case.
+    """
+    by_group: dict[str, dict[str, str]] = defaultdict(dict)
+    by_size: dict[int, list[tuple[FieldOfView, str]]] = defaultdict(list)
+    for index in indexes:
+        for f in index.fields:
+            part = split.part_of(f)
+            by_group[f.group].setdefault(part, f.key)
+            try:
+                by_size[f.image.stat().st_size].append((f, part))
+            except OSError as e:
+                raise DataError(f"{f.image}: cannot be read ({e.strerror})") from None
+    problems = [
+        f"{group} is in {' and '.join(f'{p} ({k})' for p, k in sorted(seen.items()))}; split by "
+        "patient"
+        for group, seen in sorted(by_group.items())
+        if len(seen) > 1
+    ]
+    for candidates in by_size.values():
+        # Only files of one size can be equal, which spares reading nearly all of them.
+        if len({part for _, part in candidates}) > 1:
+            problems += _same_content(candidates)
+    if problems:
+        raise DataError(problems)
+
+
+def _same_content(candidates: Sequence[tuple[FieldOfView, str]]) -> list[str]:
+    by_content: dict[str, dict[str, str]] = defaultdict(dict)
+    for f, part in candidates:
+        digest = hashlib.sha1(f.image.read_bytes(), usedforsecurity=False).hexdigest()
+        by_content[digest].setdefault(part, f.key)
+    return [
+        f"the same image is in {' and '.join(f'{p} ({k})' for p, k in sorted(seen.items()))}; "
+        "remove one copy or give both the same patient"
+        for _, seen in sorted(by_content.items())
+        if len(seen) > 1
+    ]
