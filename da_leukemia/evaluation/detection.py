@@ -136,10 +136,11 @@ def _annotations(
 class MatchTable:
     """Matched once, scored for any resample of the fields.
 
-    COCO matches inside a field, so counting a field w times changes only the sums: `ap` is
-    exactly what COCO gives for a data set with w copies of that field side by side. Detections
-    are stored by class, then falling score, then field; true positives by IoU threshold, then
-    class, then falling score.
+    COCO matches inside a field, so counting a field w times changes only the sums: `ap` is what
+    COCO gives for a data set with w copies of that field side by side. Exactly so if the scores
+    of a class are distinct within a field; of equal ones the first is counted w times before
+    the second, where COCO would go copy by copy. Detections are stored by class, then falling
+    score, then field; true positives by IoU threshold, then class, then falling score.
 
     Attributes:
         groups: group of each of the F fields.
