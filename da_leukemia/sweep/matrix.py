@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from da_leukemia.config import Experiment, active_components
 from da_leukemia.errors import UserError
 
 COLUMNS = (
@@ -228,12 +227,22 @@ def build_matrix(
             values = [float(s[metric]) for s in scores if s.get(metric) is not None]
             if not values:
                 continue
-            low, high = (round(b, DIGITS) for b in bounds.get(metric, (math.nan, math.nan)))
+            low, high = bounds.get(metric, (math.nan, math.nan))
             known = math.isfinite(low) and math.isfinite(high)
-            mean = round(math.fsum(values) / len(values), DIGITS)
-            where = (method, source, target, test, metric)
-            span = (low, high) if known else (None, None)
-            rows.append(Row(*where, mean, *span, len(values), fields))
+            rows.append(
+                Row(
+                    method=method,
+                    source=source,
+                    target=target,
+                    test=test,
+                    metric=metric,
+                    value=round(math.fsum(values) / len(values), DIGITS),
+                    low=round(low, DIGITS) if known else None,
+                    high=round(high, DIGITS) if known else None,
+                    seeds=len(values),
+                    fields=fields,
+                )
+            )
     return Matrix(tuple(rows), _unfair(by_run), _notes(by_run, cells))
 
 
@@ -310,32 +319,19 @@ def read_csv(path: Path) -> Matrix:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise UserError(f"{path}: expected the columns {','.join(COLUMNS)}")
-        return Matrix(
-            tuple(
-                Row(
-                    *(line[c] for c in COLUMNS[:5]),
-                    float(line["value"]),
-                    *(float(line[c]) if line[c] else None for c in ("low", "high")),
-                    int(line["seeds"]),
-                    int(line["fields"]),
-                )
-                for line in reader
-            )
-        )
+        return Matrix(tuple(_row(line) for line in reader))
 
 
-def expected_runs(experiment: Experiment) -> list[Run]:
-    """Return every run that an experiment asks for, in its order."""
-    runs = []
-    for method in experiment.methods:
-        adapts = bool(active_components(experiment.adaptations[method]))
-        for source in experiment.sources or ():
-            targets = [t for t in experiment.targets or () if t != source] if adapts else [""]
-            runs += [Run(method, source, t, seed) for t in targets for seed in experiment.seeds]
-    return runs
-
-
-def missing_runs(experiment: Experiment, results: Iterable[Result]) -> list[Run]:
-    """Return the runs that an experiment asks for and that have no result."""
-    done = {result.run for result in results}
-    return [run for run in expected_runs(experiment) if run not in done]
+def _row(line: Mapping[str, str]) -> Row:
+    return Row(
+        method=line["method"],
+        source=line["source"],
+        target=line["target"],
+        test=line["test"],
+        metric=line["metric"],
+        value=float(line["value"]),
+        low=float(line["low"]) if line["low"] else None,
+        high=float(line["high"]) if line["high"] else None,
+        seeds=int(line["seeds"]),
+        fields=int(line["fields"]),
+    )

@@ -1,0 +1,166 @@
+"""The matrix as heat maps side by side, and the colours that the page shares with them."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.headlines import METRIC_MEANINGS, metric_name
+from da_leukemia.report.tables import percent
+from da_leukemia.sweep.matrix import View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = "cividis"
+"""A map made for readers with and without colour-vision deficiency (Nunez et al., 2018)."""
+
+ACROSS = 3
+"""Heat maps in one line of the picture."""
+
+GREY = "#d9d9d9"
+
+
+def top_of_scale(values: Iterable[float]) -> float:
+    """Return the upper end of the colour scale, which starts at 0: the next tenth, at most 1."""
+    largest = max(values, default=1.0)
+    return min(1.0, max(0.1, math.ceil(largest * 10 - 1e-9) / 10))
+
+
+def colour(value: float, top: float) -> tuple[str, str]:
+    """Return the colour of a cell and one in which text on it can be read."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    rgb = colormaps[COLOURS](min(max(value / top, 0.0), 1.0))[:3]
+    return to_hex(rgb), text_on(rgb)
+
+
+def text_on(rgb: Iterable[float]) -> str:
+    """Return near-black or white, whichever contrasts more (WCAG relative luminance)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.06 else "#111111"
+
+
+def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
+    """Write the heat maps of one metric as PNG, a method each, on one colour scale.
+
+    Args:
+        contents: what is reported.
+        path: PNG file to write.
+        metric: what the cells show.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    matrix = contents.matrix
+    views = [v for v in (matrix.view(m, metric) for m in matrix.methods) if v.cells]
+    if not views:
+        figure = Figure(figsize=(6, 2))
+        figure.text(0.5, 0.5, "No result yet", ha="center", va="center", fontsize=14)
+        figure.savefig(path, dpi=150)
+        return
+    rows, columns = len(views[0].sources), len(views[0].tests)
+    size = 1.05 if columns <= 5 else 0.86 if columns <= 8 else 0.74
+    across = min(ACROSS, len(views))
+    down = math.ceil(len(views) / across)
+    names = [*views[0].sources, *views[0].tests]
+    left = 0.35 + 0.085 * max(len(n) for n in _wrapped(names))
+    wide, high = columns * size, rows * size
+    below = 0.75 + 0.14 * max(n.count("\n") for n in _wrapped(names))
+    turn = columns > 5
+    if turn:
+        below = 0.55 + 0.075 * max(len(n) for n in _wrapped(names))
+    head, foot, gap = 0.75, 0.35, 0.35
+    width = across * (left + wide) + (across - 1) * gap + 1.15
+    height = down * (head + high + below) + foot + 0.35
+    figure = Figure(figsize=(width, height), facecolor="white")
+    top = top_of_scale(r.value for v in views for r in v.cells.values())
+    closed = {s.method: s.ratio_of_means for s in contents.gap.summaries}
+    for i, view in enumerate(views):
+        x = (i % across) * (left + wide + gap) + left
+        y = height - 0.35 - (i // across) * (head + high + below) - head - high
+        axes = figure.add_axes((x / width, y / height, wide / width, high / height))
+        _heat_map(axes, view, top, size, turn, first=i % across == 0)
+        note = "no image of the test device" if not view.adapted else "adapted to the test device"
+        if metric == HEADLINE and closed.get(view.method) is not None:
+            note += f", closes {percent(closed[view.method])} of the gap"
+        axes.set_title(view.method, loc="left", fontsize=12, fontweight="bold", pad=22)
+        axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=8.5, color="#555555")
+    bar = figure.add_axes(((width - 0.85) / width, y / height, 0.16 / width, high / height))
+    figure.colorbar(ScalarMappable(Normalize(0, top), COLOURS), cax=bar)
+    bar.set_title(metric_name(metric), fontsize=9, loc="left", pad=6)
+    bar.tick_params(labelsize=8)
+    seeds = sorted({r.seeds for v in views for r in v.cells.values()})
+    about = f"{metric_name(metric)}: {METRIC_MEANINGS.get(metric, '')}. " + _seeds(seeds)
+    if any(r.low is not None for v in views for r in v.cells.values()):
+        about += ", 95 % bootstrap intervals over seeds and patients"
+    if any(v.borrowed for v in views):
+        about += "; grey: not adapted (fair_source_only)"
+    figure.text(0.12 / width, 0.14 / height, f"{about}.", fontsize=8, color="#555555")
+    figure.savefig(path, dpi=160, metadata={"Software": "da_leukemia"})
+
+
+def _seeds(seeds: list[int]) -> str:
+    if seeds == [1]:
+        return "One seed"
+    return f"Mean over {'-'.join(str(s) for s in dict.fromkeys((seeds[0], seeds[-1])))} seeds"
+
+
+def _wrapped(names: Iterable[str]) -> list[str]:
+    """Break long device names at underscores, spaces and hyphens."""
+    return ["\n".join(textwrap.wrap(n.replace("_", "_ "), 14)).replace("_ ", "_") for n in names]
+
+
+def _heat_map(axes: Axes, view: View, top: float, size: float, turn: bool, first: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    columns, rows = len(view.tests), len(view.sources)
+    axes.set_xlim(0, columns)
+    axes.set_ylim(rows, 0)
+    for i, source in enumerate(view.sources):
+        for j, test in enumerate(view.tests):
+            row = view.cells.get((source, test))
+            borrowed = (source, test) in view.borrowed
+            look: dict[str, Any] = {"linewidth": 1.5, "edgecolor": "white"}
+            if row is None:
+                axes.add_patch(Rectangle((j, i), 1, 1, facecolor="#f4f4f4", hatch="///", **look))
+                continue
+            fill, ink = (GREY, "#444444") if borrowed else colour(row.value, top)
+            axes.add_patch(Rectangle((j, i), 1, 1, facecolor=fill, **look))
+            interval = row.low is not None
+            axes.text(
+                j + 0.5,
+                i + (0.42 if interval else 0.5),
+                f"{row.value:.2f}",
+                ha="center",
+                va="center",
+                color=ink,
+                fontsize=13 if size > 1 else 11 if size > 0.8 else 9.5,
+            )
+            if interval:
+                axes.text(
+                    j + 0.5,
+                    i + 0.72,
+                    f"{row.low:.2f}-{row.high:.2f}",
+                    ha="center",
+                    va="center",
+                    color=ink,
+                    fontsize=8 if size > 1 else 7 if size > 0.8 else 6,
+                )
+    axes.set_xticks([j + 0.5 for j in range(columns)], _wrapped(view.tests), fontsize=9)
+    axes.set_yticks([i + 0.5 for i in range(rows)], _wrapped(view.sources), fontsize=9)
+    if turn:
+        axes.tick_params(axis="x", rotation=90)
+    axes.set_xlabel("tested on", fontsize=9, color="#555555")
+    if first:
+        axes.set_ylabel("trained on", fontsize=9, color="#555555")
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)

@@ -1,0 +1,183 @@
+"""How much of the cross-device loss an adapted method wins back, and where that can be said.
+
+Gap closed = (adapted - fair source-only) / (oracle - fair source-only), all three tested on the
+same device. *Fair source-only* has the same steps, size, augmentation and EMA and saw no image of
+the target; the *oracle* is the same recipe trained on the target's own labels. Half of many
+published gains is augmentation and EMA, which is why the plain source-only run is no reference
+(Kay et al., ALDI, TMLR 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from da_leukemia.sweep.matrix import FAIR, PLAIN, Matrix
+
+Pair = tuple[str, str, str]
+"""(method, source, target)."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One adapted method from one source to one target.
+
+    Attributes:
+        closed: share of the gap that was won back; None where it is refused.
+        reason: why it is refused.
+        gain: adapted - fair; below zero the adaptation did harm (negative transfer).
+        gain_low: lower end of the paired interval of the gain, None where there is none.
+        gain_high: upper end.
+    """
+
+    method: str
+    source: str
+    target: str
+    adapted: float
+    fair: float | None
+    oracle: float | None
+    closed: float | None
+    reason: str | None
+    gain_low: float | None = None
+    gain_high: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """Adapted - fair source-only, None without the twin."""
+        return None if self.fair is None else self.adapted - self.fair
+
+
+@dataclass(frozen=True)
+class GapSummary:
+    """An adapted method over all its pairs.
+
+    Attributes:
+        pairs: pairs that were run.
+        refused: pairs without a gap of their own.
+        ratio_of_means: mean gain / mean gap over the pairs that have all three numbers, whether
+            or not their own gap is positive; the headline, as no pair with a tiny gap governs it.
+        mean_of_ratios: mean of `Gap.closed` over the pairs that have it.
+        compared: pairs that have a fair twin.
+        negative: how many of those ended below it.
+        worst: the pair with the lowest score.
+        reason: why there is no ratio of means.
+    """
+
+    method: str
+    pairs: int
+    refused: int
+    ratio_of_means: float | None
+    mean_of_ratios: float | None
+    mean_gain: float | None
+    compared: int
+    negative: int
+    worst: Gap
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class GapTable:
+    """All pairs and their summaries.
+
+    Attributes:
+        notes: where another run than the fair source-only had to stand in.
+    """
+
+    metric: str
+    gaps: tuple[Gap, ...]
+    summaries: tuple[GapSummary, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> GapSummary | None:
+        """The method that closes most of the gap, None where none can be compared."""
+        known = [s for s in self.summaries if s.ratio_of_means is not None]
+        return max(known, key=lambda s: s.ratio_of_means or 0.0) if known else None
+
+
+def gap_closed(
+    matrix: Matrix,
+    metric: str = "ap50",
+    gains: Mapping[Pair, tuple[float, float]] | None = None,
+) -> GapTable:
+    """Compare every adapted run that was tested on its target with its twins.
+
+    Args:
+        matrix: the means over seeds.
+        metric: a score of which more is better.
+        gains: paired intervals of the gain, where there are any (see `report.intervals`).
+    """
+    gaps = []
+    notes: dict[str, None] = {}
+    for row in matrix.rows:
+        if row.metric != metric or not row.target or row.test != row.target:
+            continue
+        if row.source == row.target:
+            continue
+        fair = matrix.cell(FAIR, row.source, "", row.target, metric)
+        oracle = matrix.cell(FAIR, row.target, "", row.target, metric)
+        if oracle is None and (plain := matrix.cell(PLAIN, row.target, "", row.target, metric)):
+            oracle = plain
+            notes[
+                f"The oracle of {row.target} is the plain {PLAIN} run: there is no {FAIR} run "
+                f"trained on it."
+            ] = None
+        reason = matrix.unfair.get(row.method)
+        if reason is not None:
+            reason = f"the twin was trained differently: {reason}"
+        elif fair is None:
+            reason = f"no {FAIR} run trained on {row.source}"
+        elif oracle is None:
+            reason = f"no oracle: no {FAIR} run trained on {row.target}"
+        elif oracle.value <= fair.value:
+            reason = f"oracle {oracle.value:.3f} is not above {FAIR} {fair.value:.3f}"
+        closed = None
+        if reason is None and fair is not None and oracle is not None:
+            closed = (row.value - fair.value) / (oracle.value - fair.value)
+        low, high = (gains or {}).get((row.method, row.source, row.target), (None, None))
+        gaps.append(
+            Gap(
+                row.method,
+                row.source,
+                row.target,
+                row.value,
+                fair.value if fair else None,
+                oracle.value if oracle else None,
+                closed,
+                reason,
+                low,
+                high,
+            )
+        )
+    methods = dict.fromkeys(g.method for g in gaps)
+    summaries = tuple(
+        _summary(m, [g for g in gaps if g.method == m], m in matrix.unfair) for m in methods
+    )
+    return GapTable(metric, tuple(gaps), summaries, tuple(notes))
+
+
+def _summary(method: str, gaps: list[Gap], unfair: bool) -> GapSummary:
+    gains = [g.gain for g in gaps if g.gain is not None]
+    ratios = [g.closed for g in gaps if g.closed is not None]
+    whole = [(g.adapted, g.fair, g.oracle) for g in gaps]
+    known = [(a - f, o - f) for a, f, o in whole if f is not None and o is not None]
+    gained, possible = sum(g for g, _ in known), sum(p for _, p in known)
+    reason = None
+    if unfair:
+        reason = gaps[0].reason
+    elif not known:
+        reason = "no pair has both a fair source-only run and an oracle"
+    elif possible <= 0:
+        reason = "the oracles are not above fair source-only on average"
+    return GapSummary(
+        method=method,
+        pairs=len(gaps),
+        refused=len(gaps) - len(ratios),
+        ratio_of_means=gained / possible if reason is None else None,
+        mean_of_ratios=sum(ratios) / len(ratios) if ratios else None,
+        mean_gain=sum(gains) / len(gains) if gains else None,
+        compared=len(gains),
+        negative=sum(gain < 0 for gain in gains),
+        worst=min(gaps, key=lambda g: g.adapted),
+        reason=reason,
+    )

@@ -1,0 +1,196 @@
+"""Intervals of the matrix from the per-field records, kept on disk so that they are drawn once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from da_leukemia.labels import LABEL_SPACES
+from da_leukemia.report.gap import Pair
+from da_leukemia.sweep.matrix import FAIR, Result
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from da_leukemia.evaluation.bootstrap import Interval, Resamplable
+
+VERSION = 1
+"""Raised when an interval of the same records would come out otherwise."""
+
+Bounds = dict[str, tuple[float, float]]
+
+AGREEMENT = 1e-3
+"""Records from which the result's own score does not follow belong to something else."""
+
+
+@dataclass
+class _Together:
+    """Several tables of the same fields as one."""
+
+    tables: Sequence[Resamplable]
+
+    @property
+    def groups(self) -> Sequence[str]:
+        return self.tables[0].groups
+
+    def statistic(self, weights: NDArray[Any]) -> dict[str, float]:
+        return {k: v for table in self.tables for k, v in table.statistic(weights).items()}
+
+
+@dataclass
+class _Difference:
+    """Scores of one table minus those of another, on the same resample of the same fields."""
+
+    table: Resamplable
+    twin: Resamplable
+
+    @property
+    def groups(self) -> Sequence[str]:
+        return self.table.groups
+
+    def statistic(self, weights: NDArray[Any]) -> dict[str, float]:
+        twin = self.twin.statistic(weights)
+        return {k: v - twin[k] for k, v in self.table.statistic(weights).items() if k in twin}
+
+
+@dataclass
+class Bootstrap:
+    """Hierarchical bootstrap over seeds and patients (fields where there are no patients).
+
+    Usable as ``intervals`` of `build_matrix`. A cell of which a run has no records has no
+    interval; nor has one with a single patient.
+
+    Attributes:
+        cache: JSON file, keyed by the contents of the records; None keeps nothing.
+        replicates: number of resamples.
+    """
+
+    cache: Path | None = None
+    replicates: int = 1000
+    _known: dict[str, Bounds] = field(default_factory=dict, repr=False)
+    _used: dict[str, Bounds] = field(default_factory=dict, repr=False)
+    _digests: dict[Path, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.cache is None or not self.cache.is_file():
+            return
+        try:
+            stored = json.loads(self.cache.read_text(encoding="utf-8"))
+            self._known = {k: {m: (b[0], b[1]) for m, b in v.items()} for k, v in stored.items()}
+        except (ValueError, AttributeError, LookupError, TypeError, OSError):
+            self._known = {}  # a cut-off cache costs time, never a report
+
+    def __call__(self, results: Sequence[Result], test: str) -> Bounds:
+        """Return metric -> (low, high) for one result per seed, tested on one device."""
+        results = [r for r in results if r.metrics(test).get("ap50") is not None]
+        paths = [r.records(test) for r in results]
+        if not results or None in paths:
+            return {}
+        found = [p for p in paths if p is not None]
+        key = self._key("cell", found, results[0])
+        return self._lookup(key, lambda: self._draw(results, found, test))
+
+    def gains(self, results: Sequence[Result]) -> dict[tuple[Pair, str], tuple[float, float]]:
+        """Return the paired interval of adapted - fair source-only by pair and metric.
+
+        Both are scored on the same drawn patients, and the seeds are drawn in pairs, so what
+        makes a patient hard for every detector does not widen the interval.
+        """
+        by_run = {r.run: r for r in results}
+        pairs: dict[Pair, list[tuple[Result, Result]]] = {}
+        for run in sorted(by_run):
+            twin = by_run.get(run._replace(method=FAIR, target=""))
+            if run.target in (run.source, "") or twin is None:
+                continue
+            if run.target in by_run[run].content["tests"] and run.target in twin.content["tests"]:
+                pairs.setdefault(run[:3], []).append((by_run[run], twin))
+        gains = {}
+        for pair, both in pairs.items():
+            test = pair[2]
+            mine, theirs = ([b[i].records(test) for b in both] for i in (0, 1))
+            paths = [p for p in (*mine, *theirs) if p is not None]
+            if len(paths) < 2 * len(both):
+                continue
+            key = self._key("gain", paths, both[0][0])
+            draw = partial(self._draw_gain, both, paths, test)
+            for metric, bounds in self._lookup(key, draw).items():
+                gains[pair, metric] = bounds
+        return gains
+
+    def save(self) -> None:
+        """Keep what this report used, and forget what it did not."""
+        if self.cache is not None:
+            part = self.cache.with_suffix(".part")
+            part.write_text(json.dumps(self._used, sort_keys=True, indent=0), encoding="utf-8")
+            part.replace(self.cache)
+
+    def _key(self, what: str, paths: Sequence[Path], result: Result) -> str:
+        for path in paths:
+            if path not in self._digests:
+                self._digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        parts = [VERSION, what, self.replicates, result.content.get("label_space")]
+        parts += [self._digests[p] for p in paths]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+    def _lookup(self, key: str, draw: Callable[[], Bounds]) -> Bounds:
+        if key not in self._known:
+            self._known[key] = draw()
+        self._used[key] = self._known[key]
+        return self._known[key]
+
+    def _draw(self, results: Sequence[Result], paths: Sequence[Path], test: str) -> Bounds:
+        tables = [_table(p, r, test) for p, r in zip(paths, results, strict=True)]
+        means = {}
+        for metric in ("ap50", "attribute_f1"):
+            values = [r.metrics(test).get(metric) for r in results]
+            if None not in values:
+                means[metric] = math.fsum(v for v in values if v is not None) / len(values)
+        return self._resample(tables, means)
+
+    def _draw_gain(
+        self, both: Sequence[tuple[Result, Result]], paths: Sequence[Path], test: str
+    ) -> Bounds:
+        results = [mine for mine, _ in both] + [twin for _, twin in both]
+        tables = [_table(p, r, test) for p, r in zip(paths, results, strict=True)]
+        pairs = zip(tables[: len(both)], tables[len(both) :], strict=True)
+        return self._resample([_Difference(mine, twin) for mine, twin in pairs])
+
+    def _resample(
+        self, tables: Sequence[Resamplable], means: Mapping[str, float] | None = None
+    ) -> Bounds:
+        from da_leukemia.evaluation.bootstrap import hierarchical_interval
+
+        groups = list(tables[0].groups)
+        if len(set(groups)) < 2 or any(list(t.groups) != groups for t in tables):
+            return {}
+        drawn: dict[str, Interval] = hierarchical_interval(tables, replicates=self.replicates)
+        for metric, mean in (means or {}).items():
+            if metric in drawn and abs(drawn[metric].mean - mean) > AGREEMENT:
+                return {}
+        return {
+            metric: (interval.low, interval.high)
+            for metric, interval in drawn.items()
+            if math.isfinite(interval.low) and math.isfinite(interval.high)
+        }
+
+
+def _table(path: Path, result: Result, test: str) -> Resamplable:
+    from da_leukemia.evaluation.attributes import AttributeTable
+    from da_leukemia.evaluation.detection import MatchTable
+    from da_leukemia.evaluation.records import load_records
+
+    records = load_records(path)
+    classes = list(result.content["classes"])
+    labelled = [classes.index(name) for name in result.metrics(test)["per_class"]]
+    tables: list[Resamplable] = [MatchTable.build(records, labelled)]
+    space = LABEL_SPACES.get(str(result.content.get("label_space")))
+    attributes = AttributeTable.build(records, space) if space is not None else None
+    if attributes is not None:
+        tables.append(attributes)
+    return tables[0] if len(tables) == 1 else _Together(tables)

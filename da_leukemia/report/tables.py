@@ -1,0 +1,254 @@
+"""The matrix and the gap table as text: for the terminal, for Markdown and for LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
+from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
+from da_leukemia.sweep.matrix import FAIR, Matrix, Row, View
+
+WIDEST = 110
+"""Columns of a terminal table before its devices are numbered."""
+
+DASH = "-"
+
+
+def caption(view: View) -> str:
+    """Say how a view is read."""
+    if not view.adapted:
+        return f"{view.method} (no image of the device it is tested on)"
+    own = f"; in brackets: {FAIR}" if view.borrowed else ""
+    return f"{view.method} (adapted to the device it is tested on{own})"
+
+
+def percent(share: float | None) -> str:
+    """Write a share as whole per cent, a missing one as a dash."""
+    return DASH if share is None else f"{100 * share:.0f} %"
+
+
+def score(value: float | None, signed: bool = False) -> str:
+    """Write a score with three decimals, a missing one as a dash."""
+    if value is None:
+        return DASH
+    return f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+# --- terminal --------------------------------------------------------------------------------
+
+
+def render_text(matrix: Matrix, metric: str = HEADLINE) -> str:
+    """Return the matrix of one metric and the gap summary for a terminal."""
+    if not matrix.rows:
+        return "No result yet: the matrix is empty."
+    lines = [f"{metric_name(metric)} (rows: trained on, columns: tested on)"]
+    for method in matrix.methods:
+        view = matrix.view(method, metric)
+        lines += ["", caption(view), *_plain_table(view)]
+    lines += ["", *headlines(matrix, gap_closed(matrix, metric)), *matrix.notes]
+    return "\n".join(lines)
+
+
+def _plain_table(view: View) -> list[str]:
+    first = max(len(s) for s in (*view.sources, ""))
+    names = list(view.tests)
+    if first + sum(max(len(t), 7) + 2 for t in names) > WIDEST:
+        numbers = {name: str(i) for i, name in enumerate(names, start=1)}
+        names = [numbers[name] for name in names]
+        rows = [f"{s} [{numbers[s]}]" if s in numbers else s for s in view.sources]
+        first = max(len(r) for r in (*rows, ""))
+    else:
+        rows = list(view.sources)
+    widths = [max(len(name), 7) + 2 for name in names]
+    lines = [" " * first + "".join(n.rjust(w) for n, w in zip(names, widths, strict=True))]
+    for label, source in zip(rows, view.sources, strict=True):
+        cells = [_plain_cell(view, source, test) for test in view.tests]
+        shown = "".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
+        lines.append(label.ljust(first) + shown)
+    return lines
+
+
+def _plain_cell(view: View, source: str, test: str) -> str:
+    row = view.cells.get((source, test))
+    if row is None:
+        return f"{DASH} "
+    return f"({row.value:.3f})" if (source, test) in view.borrowed else f"{row.value:.3f} "
+
+
+# --- Markdown --------------------------------------------------------------------------------
+
+
+def markdown(contents: Contents) -> str:
+    """Return the report's numbers as Markdown."""
+    matrix, gap = contents.matrix, contents.gap
+    lines = [f"# {contents.experiment.name}: cross-device matrix", ""]
+    lines += [f"- {said}" for said in (*headlines(matrix, gap), *matrix.notes, *gap.notes)]
+    lines += [f"- {said}" for said in [missing_sentence(contents)] if said]
+    for metric in matrix.metrics:
+        lines += ["", f"## {metric_name(metric)}", ""]
+        if metric in METRIC_MEANINGS:
+            lines += [f"{METRIC_MEANINGS[metric].capitalize()}. Rows: trained on.", ""]
+        for method in matrix.methods:
+            view = matrix.view(method, metric)
+            if view.cells:
+                lines += [caption(view), "", *_markdown_view(view), ""]
+    if gap.gaps:
+        lines += ["", f"## Gap closed ({metric_name(gap.metric)})", ""]
+        lines += _markdown_rows(GAP_HEADER, [gap_cells(g) for g in gap.gaps])
+        lines += ["", *_markdown_rows(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries])]
+        lines += ["", *[f"- {reason}" for reason in refusals(gap)]]
+    if contents.missing:
+        lines += ["", "## Missing", "", *[f"- {m.run} (job {m.job})" for m in contents.missing]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def missing_sentence(contents: Contents) -> str | None:
+    """Say how much of the plan has no result; None when all is there."""
+    if not contents.missing:
+        return None
+    failed = sum(m.failure is not None for m in contents.missing)
+    said = f"{len(contents.missing)} of {contents.planned} runs have no result"
+    return f"{said}, {failed} of them failed." if failed else f"{said} yet."
+
+
+GAP_HEADER = (
+    *("method", "trained on", "adapted to", "fair source-only", "adapted", "oracle"),
+    *("gain", "gap closed"),
+)
+SUMMARY_HEADER = (
+    *("method", "pairs", "gap closed (ratio of means)", "gap closed (mean of ratios)"),
+    *("mean gain", "negative transfer", "worst cell"),
+)
+
+
+def gap_cells(gap: Gap) -> list[str]:
+    """Return a pair's cells under `GAP_HEADER`."""
+    gain = score(gap.gain, signed=True)
+    if gap.gain_low is not None and gap.gain_high is not None:
+        gain += f" [{gap.gain_low:+.3f}, {gap.gain_high:+.3f}]"
+    return [
+        *(gap.method, gap.source, gap.target, score(gap.fair), score(gap.adapted)),
+        *(score(gap.oracle), gain, percent(gap.closed)),
+    ]
+
+
+def summary_cells(summary: GapSummary) -> list[str]:
+    """Return a method's cells under `SUMMARY_HEADER`."""
+    worst = summary.worst
+    return [
+        summary.method,
+        str(summary.pairs),
+        percent(summary.ratio_of_means),
+        percent(summary.mean_of_ratios),
+        score(summary.mean_gain, signed=True),
+        f"{summary.negative} of {summary.compared}",
+        f"{worst.source} to {worst.target}: {score(worst.adapted)}",
+    ]
+
+
+def refusals(gap: GapTable) -> list[str]:
+    """Return why gaps were refused, with the pairs concerned."""
+    pairs: dict[str, list[str]] = {}
+    for g in gap.gaps:
+        if g.reason is not None:
+            pairs.setdefault(f"{g.method}: {g.reason}", []).append(f"{g.source} to {g.target}")
+    return [f"{reason} ({', '.join(names)})." for reason, names in pairs.items()]
+
+
+def _markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [_markdown_line(header), _markdown_line(["---"] * len(header))]
+    return lines + [_markdown_line(row) for row in rows]
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _view_rows(view: View, cell: Callable[[Row, bool], str]) -> list[list[str]]:
+    return [
+        [source]
+        + [
+            cell(view.cells[source, test], (source, test) in view.borrowed)
+            if (source, test) in view.cells
+            else DASH
+            for test in view.tests
+        ]
+        for source in view.sources
+    ]
+
+
+def _markdown_view(view: View) -> list[str]:
+    def cell(row: Row, borrowed: bool) -> str:
+        value = f"({row.value:.3f})" if borrowed else f"{row.value:.3f}"
+        return value if row.low is None else f"{value} [{row.low:.3f}, {row.high:.3f}]"
+
+    return _markdown_rows(["", *view.tests], _view_rows(view, cell))
+
+
+# --- LaTeX -----------------------------------------------------------------------------------
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
+
+
+def tex(text: str) -> str:
+    """Escape text for LaTeX."""
+    return "".join(_TEX.get(c, c) for c in text)
+
+
+def latex(contents: Contents) -> str:
+    """Return one booktabs table for the matrix and one for the gap; needs ``booktabs``."""
+    matrix, gap = contents.matrix, contents.gap
+    name = tex(contents.experiment.name)
+    metric = tex(metric_name(HEADLINE))
+    if not matrix.rows:
+        return f"% {name}: there is no result yet\n"
+    lines = [
+        rf"% {name}. In the preamble: \usepackage{{booktabs}}",
+        r"\begin{table}",
+        r"\centering",
+    ]
+    lines += [
+        rf"\caption{{{metric} with 95\,\% bootstrap intervals. Rows: trained on; columns: tested "
+        rf"on. In brackets: \texttt{{{tex(FAIR)}}}.}}",
+        rf"\label{{tab:{contents.experiment.name}-matrix}}",
+    ]
+    views = [v for v in (matrix.view(m, HEADLINE) for m in matrix.methods) if v.cells]
+    tests = views[0].tests if views else ()
+    lines += [rf"\begin{{tabular}}{{ll{'c' * len(tests)}}}", r"\toprule"]
+    lines += [_tex_line(["Method", "Trained on", *tests])]
+    for view in views:
+        rows = _view_rows(view, _tex_cell)
+        lines.append(r"\midrule")
+        for i, (source, *cells) in enumerate(rows):
+            label = tex(view.method) if i == 0 else ""
+            lines.append(" & ".join([label, tex(source), *cells]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    if gap.summaries:
+        lines += ["", r"\begin{table}", r"\centering"]
+        lines += [
+            rf"\caption{{Share of the {metric} gap between \texttt{{{tex(FAIR)}}} and the oracle "
+            r"that adaptation closes.}",
+            rf"\label{{tab:{contents.experiment.name}-gap}}",
+            rf"\begin{{tabular}}{{l{'c' * (len(SUMMARY_HEADER) - 2)}l}}",
+            r"\toprule",
+            _tex_line([h.capitalize() for h in SUMMARY_HEADER]),
+            r"\midrule",
+        ]
+        lines += [_tex_line(summary_cells(s)) for s in gap.summaries]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _tex_cell(row: Row, borrowed: bool) -> str:
+    value = f"({row.value:.3f})" if borrowed else f"{row.value:.3f}"
+    return value if row.low is None else f"{value} {{\\tiny [{row.low:.2f}, {row.high:.2f}]}}"
+
+
+def _tex_line(cells: Sequence[str]) -> str:
+    return " & ".join(tex(cell) for cell in cells) + r" \\"
