@@ -119,6 +119,7 @@ class Trainer:
     warmup: float = 0.05  # share of steps
     clip: float = 5.0  # gradient norm
     ema: float = 0.999  # ramped: min(ema, (1 + t) / (10 + t))
+    validate_every: int = 5  # epochs between validations on the source; 0 = never
     threads: int = 1  # CPU threads of a job
     workers: int = 0  # data-loader processes; fields are held in memory, so 0 is fastest
     accelerator: str = _choice("auto", "cpu", "gpu")
@@ -184,7 +185,7 @@ class Job:
         identity["method"]["components"] = active_components(self.method)
         for key in ("method_name", "tests", "tracking", "sweep"):
             del identity[key]
-        for key in ("threads", "workers", "accelerator", "precision", "compile"):
+        for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
             del identity["trainer"][key]
         del identity["data"]["root"]
         seen = [self.source] + ([self.target] if self.target else [])
@@ -250,8 +251,10 @@ def _load_extended(path: Path, chain: tuple[Path, ...] = ()) -> DictConfig:
     if path in chain:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(map(str, chain))}")
     content = _load_yaml(path)
-    bases = content.pop("extends", [])
+    bases = content.pop("extends", None) or []
     bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: extends: expected a file or a list of files, got {bases!r}")
     merged = OmegaConf.create({})
     for base in bases:
         merged = OmegaConf.merge(merged, _load_extended(path.parent / base, (*chain, path)))
@@ -398,12 +401,20 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if problems:
         raise ConfigError(problems)
     experiment: Experiment = _typed(Experiment, given)
-    _complete(experiment, path)
+    complete(experiment, path)
     return experiment
 
 
-def _complete(experiment: Experiment, path: Path | None) -> None:
-    """Fill the defaults that depend on other settings and check names against each other."""
+def complete(experiment: Experiment, path: Path | None = None) -> None:
+    """Fill the defaults that depend on other settings and check names against each other.
+
+    Args:
+        experiment: filled in place; doing so again changes nothing.
+        path: its file, near which methods are looked for and which problems name.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
     problems = []
     domains = experiment.data.domains
     labelled = [name for name, d in domains.items() if d.labels == "all"]
@@ -438,9 +449,11 @@ def _check_numbers(experiment: Experiment) -> list[str]:
             f"data.image_size: {data.image_size} is no positive multiple of the largest stride "
             f"{max(detector.strides)}"
         )
-    for key in ("steps", "epoch_steps", "batch_size", "threads"):
-        if getattr(trainer, key) < 1:
-            problems.append(f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}")
+    problems += [
+        f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
+        for key in ("steps", "epoch_steps", "batch_size", "threads")
+        if getattr(trainer, key) < 1
+    ]
     if not 0 < data.split.test < 1 or not 0 <= data.split.validation < 1 - data.split.test:
         problems.append(
             "data.split: expected 0 < test < 1 and 0 <= validation < 1 - test, got "
@@ -450,7 +463,16 @@ def _check_numbers(experiment: Experiment) -> list[str]:
         problems.append("augmentation.scale: expected [smallest, largest], both above 0")
     if not experiment.seeds:
         problems.append("seeds: empty; name at least one")
+    if experiment.name in ("", "..") or Path(experiment.name).name != experiment.name:
+        problems.append(f"name: {experiment.name!r} cannot be the name of a folder")
+    if experiment.processes is not None and experiment.processes < 1:
+        problems.append(f"processes: expected at least 1, got {experiment.processes}")
     return problems
+
+
+def save_experiment(experiment: Experiment, path: Path) -> None:
+    """Write an experiment as YAML that `load_experiment` reads back without other files."""
+    OmegaConf.save(OmegaConf.structured(experiment), path)
 
 
 def save_job(job: Job, path: Path) -> None:

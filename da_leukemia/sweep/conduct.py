@@ -1,0 +1,200 @@
+"""A whole sweep: data, jobs, report. Also one job of it in this process."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from da_leukemia.config import Experiment, Job, complete
+from da_leukemia.errors import UserError
+from da_leukemia.sweep import ledger, local
+from da_leukemia.sweep.attempt import WORKER, Busy, attempt
+from da_leukemia.sweep.ledger import State
+from da_leukemia.sweep.plan import label, make_plan, unique
+from da_leukemia.sweep.status import failures_text, survey
+
+_LOG = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+
+
+def run_sweep(experiment: Experiment, worker: str = WORKER) -> int:
+    """Run the jobs that are not done, then write and print the report.
+
+    Args:
+        experiment: filled with its defaults in place.
+        worker: what trains a job (see `attempt.resolve`).
+
+    Returns:
+        The exit code: 0, 1 where jobs failed, 130 after an interruption.
+
+    Raises:
+        UserError: a configuration or data problem, known before a job starts, or a full disk.
+    """
+    complete(experiment)
+    entries, standings = survey(experiment)
+    jobs = unique(job for job, _ in entries)
+    done = sum(s.state is State.DONE for s in standings.values())
+    ledger.write_plan(experiment, entries)
+    failures: dict[str, str] = {}
+    if done < len(jobs):
+        places = local.slots(experiment)
+        print(
+            f"{len(jobs)} jobs, {done} done; {min(len(places), len(jobs) - done)} at a time; "
+            f"{experiment.folder}",
+            file=sys.stderr,
+        )
+        try:
+            with _ended_by_signals():
+                prepare(experiment)
+                failures = local.execute(
+                    jobs,
+                    experiment.folder,
+                    places,
+                    threads=experiment.trainer.threads,
+                    worker=worker,
+                )
+        except KeyboardInterrupt:
+            print(
+                "interrupted; what is done is kept, run the same command again to go on",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+    if len(failures) < len(jobs):
+        report(experiment)
+    if failures:
+        print(f"\n{failures_text(experiment.folder, jobs, failures)}", file=sys.stderr)
+        print(
+            f"\n{len(failures)} of {len(jobs)} jobs failed; running the same command again tries "
+            "them again",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def run_one(experiment: Experiment, job: Job) -> dict[str, Any]:
+    """Run one job of an experiment in this process and return its result.
+
+    Raises:
+        UserError: a problem with the data, or another process runs the job.
+    """
+    if ledger.examine(experiment.folder, job).state is not State.DONE:
+        prepare(experiment)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is loaded
+        os.environ.setdefault(name, str(experiment.trainer.threads))
+    with _ended_by_signals():
+        try:
+            return attempt(experiment.folder, job)
+        except Busy as error:
+            raise UserError(f"{label(job)} runs already in another process") from error
+
+
+def prepare(experiment: Experiment) -> None:
+    """Render the data where it is simulated, and check it.
+
+    Raises:
+        UserError: data that no job could use.
+    """
+    from da_leukemia.data.preflight import preflight
+
+    simulation = experiment.data.simulate
+    if simulation.patients > 0:
+        from da_leukemia.simulate import simulate
+
+        root = Path(experiment.data.root)
+        with _alone(root), bar("rendering") as progress:
+            simulate(
+                root,
+                domains=list(experiment.data.domains),
+                patients=simulation.patients,
+                fields_per_patient=simulation.fields_per_patient,
+                seed=simulation.seed,
+                workers=experiment.processes or local.cpus(),
+                progress=progress,
+            )
+    preflight(experiment)
+
+
+def report(experiment: Experiment) -> None:
+    """Write the report of what is done, print the matrix and say where the report lies.
+
+    Raises:
+        UserError: nothing is done yet.
+    """
+    from da_leukemia import report as room
+
+    jobs = make_plan(experiment)
+    results = ledger.collect(experiment.folder, jobs)
+    if not results:
+        raise UserError(f"{experiment.folder}: no job is done yet; start with `sweep run`")
+    index = room.write_report(experiment, results, experiment.folder)
+    print(room.matrix_text(experiment, results, experiment.folder))
+    if len(results) < len(jobs):
+        print(f"\n{len(results)} of {len(jobs)} entries are done; the others are missing above")
+    print(f"\nreport: {index}")
+    if experiment.tracking == "wandb":
+        try:
+            from da_leukemia.tracking.wandb_run import log_summary
+
+            log_summary(experiment, index.parent)
+        except Exception as error:  # tracking is told, never asked: no reason to fail
+            _LOG.warning("Weights & Biases: the summary was not logged: %s", error)
+
+
+def again(experiment: str, overrides: Sequence[str]) -> str:
+    """Return the command that runs a sweep."""
+    return shlex.join(["da-leukemia", "sweep", "run", experiment, *overrides])
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Any]:
+    """Give a function of (done, total) that moves a bar, which stays hidden without a terminal."""
+    with tqdm(desc=what, disable=None, leave=False) as shown:
+
+        def progress(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield progress
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process renders into the folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Treat SIGTERM and the closing of the terminal like Ctrl-C, so that no job is left behind."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    try:
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is signal.SIG_DFL:  # nohup ignores SIGHUP
+                before[signum] = signal.signal(signum, interrupt)
+    except ValueError:  # not in the main thread: the caller's business
+        pass
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,280 @@
+"""What is done, judged by the job folders alone.
+
+A job is done when its folder holds a whole ``result.json`` for it, whoever ran it and whatever an
+engine says. It runs while a live process holds the lock on ``job.lock``: the kernel drops such a
+lock with its process, even after ``kill -9``, so nothing is ever left over to clean up.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from da_leukemia.config import Experiment, Job, save_experiment, save_job
+from da_leukemia.errors import UserError
+from da_leukemia.sweep.plan import unique
+
+RESULT, LOCK, FAILURE, LOG, PROGRESS = (
+    "result.json",
+    "job.lock",
+    "error.txt",
+    "log.txt",
+    "progress.json",
+)
+PLAN_VERSION = 1
+
+
+class State(enum.StrEnum):
+    """Where a job stands."""
+
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A job's state with what belongs to it.
+
+    Attributes:
+        state: where it stands.
+        note: why it is not done, its progress, or nothing.
+        result: the content of ``result.json`` when done.
+    """
+
+    state: State
+    note: str = ""
+    result: dict[str, Any] | None = None
+
+
+def job_folder(sweep: Path, job_hash: str) -> Path:
+    """Return the folder of a job in a sweep's folder."""
+    return sweep / "jobs" / job_hash
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path and put the file written there in place of ``path`` at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"disk full: cannot write {path}; free some space") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_job(folder: Path, job: Job) -> None:
+    """Write a job's ``config.yaml``, the worker's order."""
+    with _replacing(folder / "config.yaml") as temporary:
+        save_job(job, temporary)
+
+
+def entry(job: Job, job_hash: str) -> dict[str, Any]:
+    """Return what names an entry of the matrix, and its job."""
+    return {
+        "method": job.method_name,
+        "source": job.source,
+        "target": job.target,
+        "seed": job.seed,
+        "job": job_hash,
+    }
+
+
+def write_plan(experiment: Experiment, entries: Iterable[tuple[Job, str]]) -> None:
+    """Write ``plan.json`` and the resolved ``experiment.yaml`` into the sweep's folder.
+
+    Args:
+        experiment: complete.
+        entries: the plan's jobs with their hashes.
+    """
+    content = {
+        "version": PLAN_VERSION,
+        "entries": [entry(job, job_hash) for job, job_hash in entries],
+        "experiment": asdict(experiment),
+    }
+    write_json(experiment.folder / "plan.json", content)
+    with _replacing(experiment.folder / "experiment.yaml") as temporary:
+        save_experiment(experiment, temporary)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return False
+
+
+def read_result(
+    folder: Path, job_hash: str, tests: Iterable[str]
+) -> tuple[dict[str, Any] | None, str]:
+    """Return a job's result, or None and the reason why the file there does not count."""
+    content = _read_json(folder / RESULT)
+    if content is None:
+        return None, ""
+    if not isinstance(content, dict) or not isinstance(content.get("tests"), dict):
+        return None, f"{RESULT} is half-written and will be made again"
+    if content.get("job") != job_hash:
+        return None, f"{RESULT} is of job {content.get('job')} and will be made again"
+    missing = [name for name in tests if name not in content["tests"]]
+    if missing:
+        return None, f"still to be tested on {', '.join(missing)}"
+    return content, ""
+
+
+def read_failure(folder: Path) -> str | None:
+    """Return the last lines of a failed attempt, or None."""
+    try:
+        return (folder / FAILURE).read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def read_progress(folder: Path) -> str:
+    """Return how far a running job is, for people: ``45%``, ``testing``, or nothing."""
+    content = _read_json(folder / PROGRESS)
+    try:
+        if content["phase"] == "test":
+            return "testing"
+        return f"{100 * int(content['step']) // int(content['steps'])}%"
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):
+        return ""
+
+
+def examine(sweep: Path, job: Job, job_hash: str | None = None) -> Standing:
+    """Return where a job stands."""
+    job_hash = job_hash or job.hash
+    folder = job_folder(sweep, job_hash)
+    result, note = read_result(folder, job_hash, job.tests)
+    if result is not None:
+        return Standing(State.DONE, result=result)
+    if is_locked(folder):
+        return Standing(State.RUNNING, read_progress(folder))
+    failure = read_failure(folder)
+    if failure is not None:
+        return Standing(State.FAILED, failure)
+    if not note and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+        note = "interrupted; goes on from its checkpoint"
+    return Standing(State.WAITING, note)
+
+
+def collect(sweep: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """Return the results of the entries that are done, each under its entry's method name."""
+    jobs = list(jobs)
+    standings = {h: examine(sweep, job, h) for h, job in unique(jobs).items()}
+    results = []
+    for job in jobs:
+        result = standings[job.hash].result
+        if result is not None:
+            results.append({**result, "method": job.method_name})
+    return results
+
+
+# --- locks and failures ----------------------------------------------------------------------
+
+
+@contextmanager
+def hold(folder: Path, patience: float = 0.3) -> Iterator[bool]:
+    """Take a job's lock for as long as the block runs; gives False if another process has it.
+
+    Args:
+        folder: the job's folder, created where needed.
+        patience: seconds to keep asking, because `is_locked` holds the lock for an instant.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    yield False
+                    return
+                time.sleep(0.02)
+            else:
+                break
+        yield True
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a live process works on the job."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def failure_stamp(folder: Path) -> int | None:
+    """Return what changes when a job fails anew, None where it has not failed."""
+    try:
+        return (folder / FAILURE).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def write_failure(folder: Path, text: str) -> None:
+    """Leave the last lines of a failed attempt."""
+    with _replacing(folder / FAILURE) as temporary:
+        temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def clear_attempt(folder: Path) -> None:
+    """Forget the failure and the progress of an earlier attempt."""
+    for name in (FAILURE, PROGRESS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def log_tail(folder: Path, lines: int = 15) -> str:
+    """Return the last lines of a job's log."""
+    try:
+        with (folder / LOG).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+            text = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def count(standings: Mapping[str, Standing]) -> dict[State, int]:
+    """Return how many jobs are in each state."""
+    return {state: sum(s.state is state for s in standings.values()) for state in State}

@@ -1,0 +1,80 @@
+"""What runs and what is left, on the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from da_leukemia.config import Job
+from da_leukemia.sweep import ledger
+from da_leukemia.sweep.plan import label
+
+HEARTBEAT = 60.0
+"""Seconds between lines about what runs where there is no terminal."""
+
+
+class Progress:
+    """A bar on a terminal, else a line when a job ends and one a minute about what runs."""
+
+    def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._total, self._ended, self._failed = total, done, 0
+        self._spoken = time.monotonic()
+        self._bar: tqdm[Any] | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{n}/{total} |{bar:20}| {elapsed} {postfix}",
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def finished(self, job: Job, seconds: float | None, *, failed: bool = False) -> None:
+        """Count a job. ``seconds`` is None for one that another runner ended."""
+        self._ended += 1
+        self._failed += failed
+        verdict = "FAILED" if failed else "done"
+        took = "by another runner" if seconds is None else f"{seconds:.0f} s"
+        line = f"[{self._ended}/{self._total}] {verdict} {label(job)} ({took})"
+        if self._bar is None:
+            self._say(line)
+            return
+        self._bar.update()
+        if failed:
+            self._bar.write(line, file=self._stream)
+
+    def show(self, running: Sequence[tuple[Job, Path]]) -> None:
+        """Say what runs: jobs with their folders."""
+        due = time.monotonic() - self._spoken > HEARTBEAT
+        if self._bar is None and not due:
+            return
+        jobs = [f"{label(job)} {ledger.read_progress(folder)}".strip() for job, folder in running]
+        what = ", ".join(jobs) or "waiting for another runner"
+        if self._bar is None:
+            self._say(f"[{self._ended}/{self._total}] running: {what}")
+            return
+        failed = f"{self._failed} failed, " if self._failed else ""
+        self._bar.set_postfix_str(f"{failed}{what}")
+
+    def _say(self, line: str) -> None:
+        self._spoken = time.monotonic()
+        print(line, file=self._stream, flush=True)

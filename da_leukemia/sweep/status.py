@@ -1,0 +1,112 @@
+"""A sweep's plan and state as text. Free of torch."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from da_leukemia.config import Experiment, Job
+from da_leukemia.sweep import ledger
+from da_leukemia.sweep.ledger import Standing, State
+from da_leukemia.sweep.plan import label, make_plan, unique
+
+
+def survey(experiment: Experiment) -> tuple[list[tuple[Job, str]], dict[str, Standing]]:
+    """Return the plan's entries with their hashes, and where each training stands."""
+    entries = [(job, job.hash) for job in make_plan(experiment)]
+    first: dict[str, Job] = {}
+    for job, job_hash in entries:
+        first.setdefault(job_hash, job)
+    return entries, {h: ledger.examine(experiment.folder, job, h) for h, job in first.items()}
+
+
+def plan_text(experiment: Experiment) -> str:
+    """Return the plan as a table: what would run, and what is there already."""
+    entries, standings = survey(experiment)
+    seen: dict[str, str] = {}
+    rows = []
+    for job, job_hash in entries:
+        standing = standings[job_hash]
+        note = standing.note.splitlines()[-1] if standing.note else ""
+        if job_hash in seen:
+            note = f"same training as {seen[job_hash]}"
+        seen.setdefault(job_hash, job.method_name)
+        state = standing.state.value
+        rows.append(
+            (job_hash, state, job.method_name, job.source, job.target or "", job.seed, note)
+        )
+    table = _table(("job", "state", "method", "source", "target", "seed", ""), rows)
+    return f"{table}\n\n{summary(experiment, standings)}"
+
+
+def summary(experiment: Experiment, standings: Mapping[str, Standing]) -> str:
+    """Return one line of counts."""
+    counts = ", ".join(f"{n} {state}" for state, n in ledger.count(standings).items() if n)
+    tests = len(set(experiment.tests or experiment.data.domains))
+    jobs = "1 job" if len(standings) == 1 else f"{len(standings)} jobs"
+    devices = "1 device" if tests == 1 else f"{tests} devices"
+    return f"{experiment.folder}: {jobs}, each tested on {devices}: {counts}"
+
+
+def status_text(experiment: Experiment, again: str) -> str:
+    """Return the jobs by state, the failures with their last lines, and how to go on.
+
+    Args:
+        experiment: the sweep.
+        again: the command that runs it.
+    """
+    entries, standings = survey(experiment)
+    jobs = unique(job for job, _ in entries)
+    blocks = [summary(experiment, standings)]
+    for state in (State.RUNNING, State.WAITING):
+        chosen = [(jobs[h], s) for h, s in standings.items() if s.state is state]
+        if chosen:
+            lines = [f"  {label(job)}  {standing.note}".rstrip() for job, standing in chosen]
+            blocks.append("\n".join([f"{state}:", *lines]))
+    failures = {h: s.note for h, s in standings.items() if s.state is State.FAILED}
+    if failures:
+        blocks.append(failures_text(experiment.folder, jobs, failures))
+    if any(s.state in (State.FAILED, State.WAITING) for s in standings.values()):
+        blocks.append(f"to go on: {again}")
+    elif all(s.state is State.DONE for s in standings.values()):
+        blocks.append("all done")
+    return "\n\n".join(blocks)
+
+
+def failures_text(sweep: Path, jobs: Mapping[str, Job], failures: Mapping[str, str]) -> str:
+    """Return the failed jobs with their last lines and the paths of their logs."""
+    lines = ["failed:"]
+    for job_hash, text in failures.items():
+        lines.append(f"  {label(jobs[job_hash])}")
+        lines.append(textwrap.indent(text or "(no message)", "    | "))
+        lines.append(f"    log: {ledger.job_folder(sweep, job_hash) / ledger.LOG}")
+    return "\n".join(lines)
+
+
+def as_json(experiment: Experiment) -> dict[str, Any]:
+    """Return the plan with states, for programs."""
+    entries, standings = survey(experiment)
+    return {
+        "name": experiment.name,
+        "folder": str(experiment.folder),
+        "counts": {state.value: n for state, n in ledger.count(standings).items()},
+        "entries": [
+            {
+                **ledger.entry(job, job_hash),
+                "state": standings[job_hash].state.value,
+                "note": standings[job_hash].note,
+            }
+            for job, job_hash in entries
+        ],
+    }
+
+
+def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
