@@ -41,7 +41,12 @@ CELL_TYPES: dict[str, CellType] = {
         (46, 72), (0.06, 0.85, 0.15, 0.08, 0.2, 0.05), (0.93, 0.78), ("cleft", "oval"), "", 1.0
     ),
     "neutrophil": CellType(
-        (54, 63), (0.97, 0.99, 0.0, 0.98, 0.02, 0.05), (0.8, 0.68), ("lobes", "band"), "fine", 0.0
+        (54, 63),
+        (0.97, 0.99, 0.0, 0.98, 0.02, 0.05),
+        (0.8, 0.68),
+        ("lobes", "lobes", "lobes", "band"),
+        "fine",
+        0.0,
     ),
     "atypical_lymphocyte": CellType(
         (43, 57), (0.85, 0.55, 0.2, 0.7, 0.35, 0.04), (0.88, 0.68), ("cleft", "oval"), "", 0.8
@@ -116,18 +121,18 @@ def _nucleus(x: Array, y: Array, form: str, r: float, rng: np.random.Generator) 
             np.maximum(shape, -notch, out=shape)
         return shape
     if form == "pair":
-        points = _arc(0.72 * r, rng.uniform(2.2, 2.9), 2, rng)
+        points = _arc(0.66 * r, rng.uniform(2.1, 2.9), 2, rng)
         return chain(
-            x, y, points, (r * rng.uniform(0.5, 0.6), r * rng.uniform(0.46, 0.6)), 0.14 * r
+            x, y, points, (r * rng.uniform(0.54, 0.68), r * rng.uniform(0.5, 0.66)), 0.16 * r
         )
     if form == "lobes":
         count = int(rng.integers(2, 6))
-        points = _arc(0.72 * r, 1.1 + 0.75 * count, count, rng)
-        jitter = rng.normal(0, 0.07 * r, (count, 2))
+        points = _arc(0.72 * r, 1.0 + 0.62 * count, count, rng)
+        jitter = rng.normal(0, 0.1 * r, (count, 2))
         points = [
             (px + a, py + b) for (px, py), (a, b) in zip(points, jitter.tolist(), strict=True)
         ]
-        lobe = r * (0.62 - 0.055 * count)
+        lobe = r * (0.7 - 0.06 * count)
         return chain(x, y, points, (lobe * rng.uniform(0.85, 1.15, count)).tolist(), 0.13 * r)
     span, reach, fat = {
         "band": (rng.uniform(2.8, 4.0), 0.72, 0.3),
@@ -149,8 +154,8 @@ def _stain_nucleus(
         colour = palette.nucleus * np.float32(rng.uniform(0.96, 1.08))
     else:
         # Open chromatin is a fine net and lets more red through than clumped chromatin.
-        density = 1.0 + 0.06 * mottle(shape, 0.9, rng) + 0.05 * mottle(shape, 4.0, rng)
-        colour = palette.nucleus * np.array([0.74, 0.86, 0.84], dtype=np.float32)
+        density = 1.0 + 0.08 * mottle(shape, 0.9, rng) + 0.06 * mottle(shape, 3.5, rng)
+        colour = palette.nucleus * np.array([0.88, 0.96, 0.92], dtype=np.float32)
         colour = colour * np.float32(rng.uniform(0.92, 1.08))
     od = density * colour[:, None, None]
     if nucleolus:
@@ -190,7 +195,8 @@ def _granulate(
         )
         lay(scatter(plasma, int(area * 0.03), 0.9, rng), palette.platelet, 0.5)
     elif kind == "orange":
-        lay(scatter(plasma, int(area * 0.1), 1.9, rng), _ORANGE, 0.95)
+        lay(scatter(plasma, int(area * 0.075), 1.6, rng), _ORANGE, 1.0)
+        lay(scatter(plasma, int(area * 0.03), 1.0, rng), _ORANGE * np.float32(1.5), 0.8)
     elif kind == "dark":
         dark = palette.nucleus * np.float32(1.12)
         lay(scatter(body * (1 - 0.3 * nucleus), int(rng.integers(45, 75)), 2.0, rng), dark, 0.9)
@@ -225,9 +231,9 @@ def draw_cell(
     radius = diameter / 2
     x, y = grid(2 * int(radius * 1.25) + 7)
     rough = (
-        0.05 if kind in ("monocyte", "promonocyte", "monoblast", "atypical_lymphocyte") else 0.03
+        0.05 if kind in ("monocyte", "promonocyte", "monoblast", "atypical_lymphocyte") else 0.045
     )
-    outline = blob(x, y, radius, rng, wobble=rough, stretch=float(rng.uniform(1.0, 1.16)))
+    outline = blob(x, y, radius, rng, wobble=rough, stretch=float(rng.uniform(1.0, 1.2)))
     body = soft(outline, 1.2)
 
     r = radius * look.ratio[int(abundant)] * float(rng.uniform(0.96, 1.03))
@@ -238,6 +244,8 @@ def draw_cell(
     angle, off = rng.uniform(0, 2 * np.pi), slack * float(np.sqrt(rng.random()))
     shift_x, shift_y = np.float32(off * np.cos(angle)), np.float32(off * np.sin(angle))
     distance = _nucleus(x - shift_x, y - shift_y, form, r, rng)
+    if form != "round":
+        distance = distance + np.float32(0.045 * r) * mottle(distance.shape, 0.22 * r, rng)
     # The nucleus stays a thin rim away from the membrane, whatever its form.
     nucleus = soft(np.maximum(distance, outline + np.float32(1.2)), 0.9)
 
@@ -255,8 +263,8 @@ def draw_cell(
     _granulate(od, look.granules, body, nucleus, palette, rng)
     if vacuoles:
         room = soft(np.maximum(outline + 3.5, 1.5 - distance), 0.5)
-        count = max(4, int((room > 0.5).sum() / 90))
-        for size in (1.8, 2.8):
+        count = max(3, int((room > 0.5).sum() / 160))
+        for size in (1.8, 3.0):
             bubbles = scatter(room, count, size, rng)
             od *= 1 - np.float32(0.8) * np.clip(1.6 * bubbles, 0, 1)
     return Patch(alpha=body, od=od.astype(np.float32), nucleus=nucleus * body)

@@ -28,21 +28,23 @@ ARTEFACT_ODDS = (0.34, 0.14, 0.2, 0.16, 0.16)
 def draw_artefact(kind: str, palette: Palette, rng: np.random.Generator) -> Patch:
     """Draw one of ``ARTEFACTS``."""
     radius = float({"precipitate": rng.uniform(12, 26), "clump": rng.uniform(12, 22)}.get(kind, 0))
-    radius = radius or float(rng.uniform(20, 38))
+    radius = radius or float(
+        rng.uniform(24, 42) if kind in ("smudge", "basket") else rng.uniform(20, 34)
+    )
     x, y = grid(2 * int(radius * 1.5) + 9)
     size = x.shape
-    stretch = float(rng.uniform(1.0, 1.5))
+    stretch = float(rng.uniform(1.0, 1.45))
     outline = blob(x, y, radius, rng, wobble=0.14, stretch=stretch)
     ragged = outline + np.float32(radius * 0.12) * mottle(size, 4.0, rng)
     red = palette.nucleus * np.array([0.62, 0.72, 0.68], dtype=np.float32)
     if kind == "smudge":
-        core = soft(ragged + np.float32(radius * 0.25), radius * 0.12)
+        core = soft(outline + np.float32(radius * rng.uniform(0.15, 0.4)), radius * 0.1)
         fringe = np.clip(soft(ragged, radius * 0.3) * (0.55 + 0.3 * mottle(size, 1.6, rng)), 0, 1)
         alpha = np.maximum(core * np.float32(0.92), fringe * np.float32(0.6))
         density = 0.75 + 0.1 * mottle(size, 1.4, rng)
     elif kind == "basket":
         mesh = np.abs(mottle(size, 2.4, rng))
-        alpha = soft(ragged, radius * 0.25) * np.clip(1.15 - 0.85 * mesh, 0, 1)
+        alpha = soft(ragged, radius * 0.25) * np.clip(1.1 - 0.6 * mesh, 0, 1)
         density = np.full(size, 0.7, dtype=np.float32)
     elif kind == "bare":
         alpha = soft(outline + np.float32(0.08 * radius), 1.4)

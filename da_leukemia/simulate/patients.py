@@ -116,7 +116,7 @@ def _palette(rng: np.random.Generator) -> Palette:
     background, red, nucleus = (np.asarray(c, dtype=np.float64) for c in _STAINS[name])
     pale = name == "pale"
     od_red = np.log(background / red) * rng.uniform(0.9, 1.1) * rng.uniform(0.96, 1.04, 3)
-    od_nucleus = np.log(background / nucleus) * rng.uniform(0.92, 1.12) * rng.uniform(0.96, 1.04, 3)
+    od_nucleus = np.log(background / nucleus) * rng.uniform(0.98, 1.14) * rng.uniform(0.96, 1.04, 3)
     depth = rng.uniform(0.85, 1.15) * (0.9 if pale else 1.0)
     background = background + rng.normal(0, 3.0) + rng.normal(0, 1.5, 3)
 
@@ -150,10 +150,10 @@ def make_patient(seed: int, patient: int) -> Patient:
         palette=_palette(rng),
         white_cells=crowd * float(rng.uniform(0.7, 1.3)),
         artefacts=float(rng.choice([0.15, 0.5, 1.0, 2.0], p=[0.25, 0.35, 0.25, 0.15])),
-        red_cells=float(rng.uniform(58, 105)),
+        red_cells=float(rng.uniform(62, 112)),
         red_diameter=float(np.clip(rng.normal(38.5, 2.8), 31, 44)),
         red_shapes=shapes / shapes.sum(),
         clumping=float(rng.uniform(0.15, 0.6)),
-        pallor=float(rng.uniform(0.15, 0.5)),
+        pallor=float(rng.uniform(0.25, 0.65)),
         dirt=float(rng.choice([0.3, 1.0, 3.0], p=[0.35, 0.4, 0.25])),
     )

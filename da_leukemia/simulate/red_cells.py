@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from da_leukemia.simulate.patients import RED_SHAPES, Patient
-from da_leukemia.simulate.shapes import HEIGHT, WIDTH, Array, Canvas, blob, grid, soft
+from da_leukemia.simulate.shapes import (
+    HEIGHT,
+    WIDTH,
+    Array,
+    Canvas,
+    blob,
+    chain,
+    grid,
+    mottle,
+    soft,
+)
 
 Circle = tuple[float, float, float]
 
@@ -52,24 +62,25 @@ def place_red_cells(
 
 def _thickness(shape: str, radius: float, pallor: float, rng: np.random.Generator) -> Array:
     x, y = grid(2 * int(radius * 1.7) + 5)
-    stretch = {"oval": rng.uniform(1.25, 1.7), "teardrop": 1.15}.get(shape, rng.uniform(1, 1.18))
+    stretch = rng.uniform(1.25, 1.7) if shape == "oval" else rng.uniform(1, 1.2)
     if shape == "teardrop":
-        angle = rng.uniform(0, 2 * np.pi)
-        u = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
-        v = np.float32(np.cos(angle)) * y - np.float32(np.sin(angle)) * x
-        along = np.clip(u / np.float32(radius * 1.5), 0, 1)
-        # Squeezing sideways more and more along one direction draws the disc out into a tail.
-        distance = np.hypot(u * (1 - 0.36 * along), v * (1 + 1.3 * along)) - np.float32(
-            radius * 0.92
-        )
+        angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(1.2, 1.65)
+        steps = np.linspace(0, 1, 6)
+        points = [
+            (float(reach * radius * t * np.cos(angle)), float(reach * radius * t * np.sin(angle)))
+            for t in steps
+        ]
+        radii = (radius * (0.1 + 0.78 * (1 - steps) ** 1.4)).tolist()
+        distance = chain(x, y, points, radii, 0.06 * radius)
     else:
         distance = blob(x, y, radius, rng, wobble=0.025, stretch=float(stretch))
     if shape == "burr":
         theta = np.arctan2(y, x)
-        spikes = int(rng.integers(9, 15))
+        spikes = int(rng.integers(7, 13))
+        # Two waves out of step: no two spikes of a burr cell are alike.
         wave = np.cos(spikes * theta + np.float32(rng.uniform(0, 6)))
-        spike = np.sign(wave) * np.abs(wave) ** np.float32(0.7)
-        distance = distance - np.float32(radius * 0.09) * spike
+        wave = wave + 0.7 * np.cos((spikes - 3) * theta + np.float32(rng.uniform(0, 6)))
+        distance = distance - np.float32(radius * rng.uniform(0.04, 0.08)) * wave.astype(np.float32)
     body = soft(distance, 1.3)
     depth = np.clip(-distance / np.float32(radius), 0, 1)
     if shape == "ring":
@@ -80,7 +91,7 @@ def _thickness(shape: str, radius: float, pallor: float, rng: np.random.Generato
     elif shape in ("flat", "burr"):
         profile = 1 - 0.1 * depth
     else:
-        hollow = float(np.clip(rng.normal(pallor, 0.17), 0, 0.85))
+        hollow = float(np.clip(rng.normal(pallor, 0.2), 0, 0.9))
         rim = rng.uniform(0.3, 0.5)
         profile = 1.03 - hollow * np.clip((depth - rim * 0.6) / rim, 0, 1) ** 1.3
     # A thin dark line along the edge, where the light is bent away.
@@ -104,9 +115,11 @@ def draw_red_cells(
             continue
         rows, cols, prows, pcols = place
         new, old = patch[prows, pcols], blood[rows, cols]
-        blood[rows, cols] = np.maximum(old, new) + np.float32(0.22) * np.minimum(old, new)
-        if rng.random() < 0.04:
+        blood[rows, cols] = np.maximum(old, new) + np.float32(0.16) * np.minimum(old, new)
+        if rng.random() < 0.03:
             young[rows, cols] = np.maximum(young[rows, cols], new)
+    blood *= 1 + np.float32(0.035) * mottle(blood.shape, 1.3, rng)
     canvas.od += blood * patient.palette.red[:, None, None]
     # Polychromasia: young red cells take up the blue-violet dye as well.
-    canvas.od += young * np.array([-0.12, 0.16, 0.0], dtype=np.float32)[:, None, None]
+    purple = np.array([0.5, 0.68, 0.2], dtype=np.float32) - patient.palette.red
+    canvas.od += young * (np.float32(0.55) * purple)[:, None, None]
