@@ -11,7 +11,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding
 from da_leukemia.data.readers.findings import FindingLog
@@ -38,7 +37,7 @@ class Split:
     def __post_init__(self) -> None:
         if self.unit not in ("group", "field") or not set(self.parts.values()) <= set(PARTS):
             raise DataError("a split needs the unit 'group' or 'field' and the parts " + str(PARTS))
-        object.__setattr__(self, "parts", MappingProxyType(dict(sorted(self.parts.items()))))
+        object.__setattr__(self, "parts", dict(sorted(self.parts.items())))
 
     def part_of(self, field: FieldOfView) -> str:
         """Return the part of a field.

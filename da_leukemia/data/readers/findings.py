@@ -159,11 +159,19 @@ class FindingLog:
 
     def add(self, kind: str, example: str, count: int = 1) -> None:
         """Note one anomaly of a kind in `KINDS`; ``example`` says where, ``file: detail``."""
+        if kind not in KINDS:
+            raise KeyError(kind)
         self._counts[kind] = self._counts.get(kind, 0) + count
         examples = self._examples.setdefault(kind, [])
-        if len(examples) < EXAMPLES:
+        if example and len(examples) < EXAMPLES:
             # A label file can carry half a surrogate pair, which no terminal can print.
             examples.append(example.encode("utf-8", "backslashreplace").decode())
+
+    def merge(self, finding: Finding) -> None:
+        """Add what another log has counted."""
+        self.add(finding.kind, "", finding.count)
+        for example in finding.examples:
+            self.add(finding.kind, example, 0)
 
     def findings(self) -> tuple[Finding, ...]:
         """Return what was found, in the order of `KINDS` (errors first)."""

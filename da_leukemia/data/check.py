@@ -1,0 +1,319 @@
+"""Look at a data set before training on it: what is there, and what is wrong with it.
+
+`check` opens the header of every image and decodes a sample; it trains nothing and needs no GPU.
+`render` prints the report for a terminal, ``CheckReport.to_dict`` is its JSON form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
+from da_leukemia.data.readers import (
+    READERS,
+    DomainSource,
+    detect_format,
+    leukemiaattri,
+    list_domains,
+    read_domain,
+)
+from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.splits import leaks
+from da_leukemia.errors import DataError
+from da_leukemia.labels import LEUKEMIAATTRI, LabelSpace
+
+SAMPLE = 50
+"""Images per domain that are decoded for colour and sharpness."""
+
+_ROTATED = range(2, 9)
+
+
+@dataclass(frozen=True)
+class DomainReport:
+    """What one domain holds.
+
+    Attributes:
+        domain: its name.
+        images: images with a field, readable or not.
+        patients: patients or slides, 0 where the data does not say.
+        fields: distinct fields (patient and name).
+        diagnoses: images per diagnosis in the file names (LeukemiaAttri only).
+        released: images per released part.
+        boxes: boxes per class name; "unknown type" for white cells that are not told apart.
+        labelled_classes: names of the classes that are labelled here at all.
+        attributes: per attribute the number of boxes per value name, and "missing".
+        box_width: least, quartiles and largest width in pixels; empty without boxes.
+        box_height: the same for the height.
+        image_sizes: images per "width x height".
+        mean_colour: mean red, green and blue (0..255) over the sample; empty without images.
+        sharpness: quartiles of the Laplacian variance of grey images over the sample.
+        sampled: how many images were decoded.
+        findings: everything that is wrong.
+    """
+
+    domain: str
+    images: int
+    patients: int
+    fields: int
+    diagnoses: dict[str, int]
+    released: dict[str, int]
+    boxes: dict[str, int]
+    labelled_classes: tuple[str, ...]
+    attributes: dict[str, dict[str, int]]
+    box_width: tuple[float, ...]
+    box_height: tuple[float, ...]
+    image_sizes: dict[str, int]
+    mean_colour: tuple[float, ...]
+    sharpness: tuple[float, ...]
+    sampled: int
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a data set holds, by domain, and what concerns several domains."""
+
+    root: str
+    format: str
+    label_space: str
+    domains: tuple[DomainReport, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def all_findings(self) -> tuple[Finding, ...]:
+        """Findings of all domains and those between domains."""
+        return (*(f for d in self.domains for f in d.findings), *self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if any finding is an error, else 0."""
+        return int(any(f.severity == "error" for f in self.all_findings))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values."""
+        return {**asdict(self), "exit_code": self.exit_code}
+
+
+def check(root: Path, fmt: str = "auto", space: LabelSpace = LEUKEMIAATTRI) -> CheckReport:
+    """Read every domain below ``root`` and report on it.
+
+    Args:
+        root: folder of the data set.
+        fmt: a name in `READERS`, or "auto" to find out.
+        space: label space to read into; the default tells most cell types apart.
+
+    Returns:
+        The report. A domain that cannot be read is a finding, not an exception.
+
+    Raises:
+        DataError: there is no such folder, or no domain in it.
+        ConfigError: unknown format.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    found = detect_format(root) if fmt == "auto" else fmt
+    domains = list_domains(root, found) if found is not None else []
+    if found is None or not domains:
+        known = ", ".join(READERS)
+        raise DataError(
+            f"{root}: no domain found (formats: {known}). Expected folders like H_100X_C2, or "
+            "folders with an annotations.json"
+        )
+    indexes, reports = [], []
+    for domain in domains:
+        try:
+            index = read_domain(DomainSource(domain, root), found, space)
+        except DataError as e:
+            log = FindingLog()
+            for problem in e.problems:
+                log.add("unreadable_label_file", problem)
+            index = FieldIndex(domain, (), log.findings())
+        indexes.append(index)
+        reports.append(_report(index, space, found))
+    return CheckReport(str(root), found, space.name, tuple(reports), tuple(leaks(indexes)))
+
+
+def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
+    log = FindingLog()
+    for finding in index.findings:
+        log.merge(finding)
+    sizes, opened = _headers(index.fields, log)
+    colour, sharpness, sampled = _appearance(opened, log)
+    _twins(opened, log)
+    labels = np.concatenate([np.zeros(0, np.int64), *(f.labels for f in index.fields)])
+    codes = np.concatenate(
+        [np.zeros((0, len(space.attributes)), np.int64), *(f.attributes for f in index.fields)]
+    )
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(f.boxes for f in index.fields)])
+    counts = {name: int((labels == i).sum()) for i, name in enumerate(space.classes)}
+    counts["unknown type"] = int((labels < 0).sum())
+    names = [leukemiaattri.parse_name(f.image.stem) for f in index.fields]
+    diagnoses = Counter(n.diagnosis or "not in name" for n in names if n is not None)
+    labelled = sorted({c for f in index.fields for c in f.labelled_classes})
+    return DomainReport(
+        domain=index.domain,
+        images=len(index.fields),
+        patients=len({f.patient for f in index.fields if f.patient}),
+        fields=len({f.key for f in index.fields}),
+        diagnoses=dict(sorted(diagnoses.items())) if fmt == "leukemiaattri" else {},
+        released=dict(sorted(Counter(f.released_split or "-" for f in index.fields).items())),
+        boxes={name: count for name, count in counts.items() if count},
+        labelled_classes=tuple(space.classes[c] for c in labelled),
+        attributes={
+            a.name: {
+                **{value: int((codes[:, k] == v).sum()) for v, value in enumerate(a.values)},
+                "missing": int((codes[:, k] < 0).sum()),
+            }
+            for k, a in enumerate(space.attributes)
+            if (codes[:, k] >= 0).any()
+        },
+        box_width=_quartiles(boxes[:, 2] - boxes[:, 0]),
+        box_height=_quartiles(boxes[:, 3] - boxes[:, 1]),
+        image_sizes={f"{w} x {h}": n for (w, h), n in sizes.most_common()},
+        mean_colour=colour,
+        sharpness=sharpness,
+        sampled=sampled,
+        findings=log.findings(),
+    )
+
+
+def _headers(
+    fields: Sequence[FieldOfView], log: FindingLog
+) -> tuple[Counter[tuple[int, int]], list[FieldOfView]]:
+    """Open every header; return the sizes as stored and the fields whose image opened."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    opened = []
+    for f in fields:
+        shown = f"{f.domain}/{f.image.name}"
+        try:
+            with Image.open(f.image) as image:
+                size = image.size
+                # Pillow decodes a whole PNG to look for a mark that nearly none has.
+                marked = image.format != "PNG" or "exif" in image.info
+                rotation = image.getexif().get(ExifTags.Base.Orientation, 1) if marked else 1
+        except Exception as e:  # Pillow's plugins raise far more than OSError on damaged files
+            log.add("unreadable_image", f"{shown}: {str(e)[:100]}")
+            continue
+        opened.append(f)
+        sizes[size] += 1
+        if rotation in _ROTATED:
+            log.add("exif_orientation", f"{shown}: orientation {rotation}")
+        if size != (f.width, f.height):
+            log.add(
+                "size_mismatch",
+                f"{shown}: labels say {f.width} x {f.height}, the file is {size[0]} x {size[1]}",
+            )
+    return sizes, opened
+
+
+def _appearance(
+    fields: Sequence[FieldOfView], log: FindingLog
+) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+    """Decode an even sample; return mean colour, quartiles of sharpness, and how many decoded."""
+    chosen = sorted({int(i) for i in np.linspace(0, len(fields) - 1, min(SAMPLE, len(fields)))})
+    colours, sharp = [], []
+    for f in (fields[i] for i in chosen):
+        try:
+            with Image.open(f.image) as image:
+                pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+        except Exception as e:  # as in _headers
+            log.add("unreadable_image", f"{f.domain}/{f.image.name}: {str(e)[:100]}")
+            continue
+        colours.append(pixels.mean(axis=(0, 1)))
+        grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        if min(grey.shape) >= 3:
+            sharp.append(laplacian_variance(grey))
+    colour = np.mean(colours, axis=0) if colours else np.zeros(0)
+    rounded = tuple(round(float(v), 1) for v in colour)
+    return rounded, _quartiles(np.array(sharp, dtype=np.float32)), len(colours)
+
+
+def laplacian_variance(grey: FloatArray) -> float:
+    """Return the variance of the 4-neighbour Laplacian of an ``(H, W)`` image in grey levels."""
+    inner = grey[1:-1, 1:-1]
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float(np.var(around - 4 * inner))
+
+
+def _twins(fields: Sequence[FieldOfView], log: FindingLog) -> None:
+    """Report identical files within the domain; only files of one size are read."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for f in fields:
+        by_size[f.image.stat().st_size].append(f.image)
+    for paths in by_size.values():
+        seen: dict[bytes, Path] = {}
+        for path in paths if len(paths) > 1 else ():
+            content = hashlib.sha1(path.read_bytes(), usedforsecurity=False).digest()
+            first = seen.setdefault(content, path)
+            if first is not path:
+                log.add("duplicate_image", f"{path.name} = {first.name}")
+
+
+def _quartiles(values: FloatArray) -> tuple[float, ...]:
+    if not len(values):
+        return ()
+    return tuple(round(float(v), 1) for v in np.quantile(values, (0, 0.25, 0.5, 0.75, 1)))
+
+
+def render(report: CheckReport) -> str:
+    """Return the report as text for a terminal."""
+    lines = [f"{report.root}: format {report.format}, label space {report.label_space}"]
+    for d in report.domains:
+        lines += ["", *_render_domain(d)]
+    if report.findings:
+        lines += ["", "between domains", *_render_findings(report.findings)]
+    errors = sum(f.severity == "error" for f in report.all_findings)
+    warnings = len(report.all_findings) - errors
+    verdict = "not ready: put the errors right first" if errors else "ready"
+    lines += ["", f"{errors} kinds of error, {warnings} kinds of warning: {verdict}"]
+    return "\n".join(lines)
+
+
+def _render_domain(d: DomainReport) -> list[str]:
+    patients = f"{d.patients} patients" if d.patients else "patients not told"
+    rows = [
+        ("diagnoses", _counts(d.diagnoses)),
+        ("released", _counts({k: v for k, v in d.released.items() if k != "-"})),
+        ("boxes", _counts(d.boxes) or "none"),
+        ("labelled", ", ".join(d.labelled_classes) or "no class of this label space"),
+        *((f"  {name}", _counts(values)) for name, values in d.attributes.items()),
+        ("box width", _spread(d.box_width, "px")),
+        ("box height", _spread(d.box_height, "px")),
+        ("image sizes", _counts(dict(list(d.image_sizes.items())[:5]))),
+        ("mean colour", "R {} G {} B {}".format(*d.mean_colour) if d.mean_colour else ""),
+        ("sharpness", _spread(d.sharpness, f"(Laplacian variance, {d.sampled} images)")),
+    ]
+    head = f"{d.domain}: {d.images} images, {d.fields} fields, {patients}"
+    return [
+        head,
+        *(f"  {name:<24} {text}" for name, text in rows if text),
+        *_render_findings(d.findings),
+    ]
+
+
+def _render_findings(findings: Sequence[Finding]) -> list[str]:
+    lines = []
+    for f in findings:
+        lines.append(f"  {f.severity.upper()} {f.kind} ({f.count}): {f.message}")
+        lines += [f"      {example}" for example in f.examples]
+    return lines
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _spread(values: tuple[float, ...], unit: str) -> str:
+    if not values:
+        return ""
+    low, q1, median, q3, high = values
+    return f"median {median} (quartiles {q1}-{q3}, range {low}-{high}) {unit}"
