@@ -162,6 +162,17 @@ def test_a_run_that_breaks_leaves_nothing_behind(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_processes_may_make_the_same_folder_at_once(tmp_path: Path):
+    settings = {"domains": TWO[:1], "patients": 1, "fields_per_patient": 1}
+    out = tmp_path / "a"
+
+    def overtake(done: int, total: int) -> None:
+        simulate(out, **settings)
+
+    assert simulate(out, progress=overtake, **settings) == out
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
 def test_wrong_settings_are_all_named_at_once(tmp_path: Path):
     with pytest.raises(ConfigError, match="did you mean 'H_100X_C2'") as caught:
         simulate(tmp_path / "a", domains=["H_100_C2"], patients=0, fields_per_patient=-1)

@@ -34,7 +34,7 @@ def draw_artefact(kind: str, palette: Palette, rng: np.random.Generator) -> Patc
     x, y = grid(2 * int(radius * 1.5) + 9)
     size = x.shape
     stretch = float(rng.uniform(1.0, 1.45))
-    outline = blob(x, y, radius, rng, wobble=0.14, stretch=stretch)
+    outline = blob(x, y, radius, rng, wobble=0.08 if kind == "bare" else 0.14, stretch=stretch)
     ragged = outline + np.float32(radius * 0.12) * mottle(size, 4.0, rng)
     red = palette.nucleus * np.array([0.62, 0.72, 0.68], dtype=np.float32)
     if kind == "smudge":

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,32 +76,42 @@ def write_simulation(
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the tree of ``settings`` (see ``simulate``) to ``out``, whole or not at all."""
-    marker = out / MARKER
-    if marker.is_file():
-        try:
-            found = json.loads(marker.read_text())
-        except ValueError:
-            found = None
-        if found == settings:
-            return out
-        raise ConfigError(
-            f"simulate.out: {out} holds a simulation of other settings; name another folder or "
-            "remove it"
-        )
+    if _is_finished(out, settings):
+        return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"simulate.out: {out} is not empty and is no finished simulation; name another folder"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.parent / f".{out.name}.part-{os.getpid()}"
+    part = out.parent / f".{out.name}.part-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         _write_tree(part, settings, workers, progress)
-        if out.is_dir():
-            out.rmdir()
-        part.rename(out)
+        try:
+            part.rename(out)
+        except OSError:
+            # Another process (a second rank of the same run) may have been quicker.
+            if not _is_finished(out, settings):
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
+
+
+def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
+    """Say whether ``out`` is this very simulation; refuse it if it is another one."""
+    marker = out / MARKER
+    if not marker.is_file():
+        return False
+    try:
+        found = json.loads(marker.read_text())
+    except ValueError:
+        found = None
+    if found != settings:
+        raise ConfigError(
+            f"simulate.out: {out} holds a simulation of other settings or of another version of "
+            "the simulator; name another folder or remove it"
+        )
+    return True
 
 
 def _write_tree(
