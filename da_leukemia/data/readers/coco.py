@@ -163,7 +163,7 @@ class _Translation:
         name = "" if box.category is None else self.file.categories.get(box.category, "")
         if not name:
             raise DataError(
-                f"{self.file.path}: {box.where.split(': ', 1)[1]}: category_id {box.category!r} "
+                f"{self.file.path.parent / box.where}: category_id {box.category!r} "
                 "has no name in `categories`; add it there"
             )
         return name
@@ -175,7 +175,7 @@ class _Translation:
                 self._names[name] = translate(name, self.space)
             except KeyError:
                 raise DataError(
-                    f"{self.file.path}: {box.where.split(': ', 1)[1]}: unknown class {name!r}"
+                    f"{self.file.path.parent / box.where}: unknown class {name!r}"
                     f"{did_you_mean(name.lower(), known_names(self.space))}. Rename the category"
                 ) from None
         return self._names[name]

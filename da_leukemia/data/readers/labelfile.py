@@ -94,10 +94,8 @@ def number(value: object, path: Path, where: str) -> float | None:
         return None
     if not abs(value) <= LARGEST:
         shown = f"{value:.3g}" if isinstance(value, float) else f"{str(value)[:12]}"
-        place = _place(read_text(path), value)
-        raise DataError(
-            f"{path}: {place}{where}: the number {shown} is no pixel coordinate; repair it"
-        )
+        place = _place(read_text(path), value) + where.removeprefix(f"{path.name}: ")
+        raise DataError(f"{path}: {place}: the number {shown} is no pixel coordinate; repair it")
     return float(value)
 
 

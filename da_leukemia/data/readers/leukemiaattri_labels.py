@@ -124,7 +124,7 @@ def _name(
         return translate(name, space), name
     except KeyError:
         raise DataError(
-            f"{content.path}: {box.where.split(': ', 1)[1]}: unknown class {name!r}"
+            f"{content.path.parent / box.where}: unknown class {name!r}"
             f"{did_you_mean(name.lower(), known_names(space))}. Rename the category"
         ) from None
 

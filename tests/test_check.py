@@ -1,0 +1,152 @@
+"""`data check` shows what a data set holds and fails where a result would be corrupted."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from da_leukemia.data.check import check, laplacian_variance, render
+from da_leukemia.data.readers.findings import KINDS, FindingLog
+from da_leukemia.errors import DataError
+from da_leukemia.labels import WBC
+
+
+def put_coco(root: Path, patients=("a", "b", "c"), size=(64, 48), **extra) -> Path:
+    (root / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for n, patient in enumerate(patients, start=1):
+        Image.new("RGB", size, (200, 100, 10 * n)).save(root / f"images/{n}.png")
+        images.append({"id": n, "file_name": f"images/{n}.png", "patient": patient})
+        images[-1] |= {"width": size[0], "height": size[1], **extra}
+        row = {"image_id": n, "category_id": 1, "bbox": [n, 2, 10 * n, 8], "wbc_type": "monocyte"}
+        annotations.append({"id": n, **row, "attributes": {"cytoplasm": "abundant"}})
+    content = {"images": images, "annotations": annotations}
+    content["categories"] = [{"id": 1, "name": "WBC"}]
+    (root / "annotations.json").write_text(json.dumps(content))
+    return root
+
+
+def errors(report):
+    return {f.kind for f in report.all_findings if f.severity == "error"}
+
+
+def test_a_clean_folder_is_described_and_ready(tmp_path):
+    report = check(put_coco(tmp_path / "phone"))
+    (domain,) = report.domains
+    assert (report.format, report.exit_code, domain.findings) == ("coco", 0, ())
+    assert (domain.domain, domain.images, domain.fields, domain.patients) == ("phone", 3, 3, 3)
+    assert domain.boxes == {"monocyte": 3}
+    assert domain.labelled_classes == ("monocyte",)
+    assert domain.attributes == {"cytoplasm": {"scanty": 0, "abundant": 3, "missing": 0}}
+    assert domain.box_width == (10.0, 15.0, 20.0, 25.0, 30.0)
+    assert domain.image_sizes == {"64 x 48": 3}
+    assert domain.mean_colour == (200.0, 100.0, 20.0)
+    assert domain.sharpness == (0.0,) * 5
+    text = render(report)
+    for shown in ("phone: 3 images, 3 fields, 3 patients", "monocyte 3", "abundant 3", "ready"):
+        assert shown in text
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["exit_code"] == 0
+
+
+def test_every_subfolder_is_a_domain_and_one_unreadable_file_does_not_hide_the_rest(tmp_path):
+    put_coco(tmp_path / "a")
+    put_coco(tmp_path / "b")
+    label_file = tmp_path / "a/annotations.json"
+    label_file.write_text(label_file.read_text()[:200])
+    report = check(tmp_path, "coco", WBC)
+    assert [d.images for d in report.domains] == [0, 3]
+    assert errors(report) == {"unreadable_label_file"}
+    assert report.exit_code == 1
+    assert str(label_file) in render(report)
+    assert "not ready" in render(report)
+
+
+def test_truncated_and_foreign_images_are_found(tmp_path):
+    root = put_coco(tmp_path / "phone", patients=tuple("abcde"))
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "images/1.png")
+    whole = (root / "images/1.png").read_bytes()
+    (root / "images/1.png").write_bytes(whole[: len(whole) // 2])
+    (root / "images/2.png").write_text("no image")
+    report = check(root)
+    finding = next(f for f in report.all_findings if f.kind == "unreadable_image")
+    assert (finding.count, report.exit_code, report.domains[0].sampled) == (2, 1, 3)
+
+
+def test_a_size_that_contradicts_the_image_is_an_error(tmp_path):
+    assert errors(check(put_coco(tmp_path / "a", width=48, height=64))) == {"size_mismatch"}
+
+
+def test_rotation_marks_and_identical_files_are_reported(tmp_path):
+    root = put_coco(tmp_path / "a")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for n in (1, 2):
+        Image.new("RGB", (64, 48)).save(root / f"images/{n}.png", exif=exif)
+    report = check(root)
+    found = {f.kind: f.count for f in report.all_findings}
+    assert found == {"exif_orientation": 2, "duplicate_image": 1}
+    assert report.exit_code == 0
+
+
+def test_the_layout_of_leukemiaattri_is_recognised_and_its_leak_told(tmp_path):
+    for domain, split in (("H_100X_C2", "train"), ("L_40X_C1", "test")):
+        name = "4_12_1000_ALL.png" if domain[0] == "H" else "4_12_1_400_ALL.png"
+        images = tmp_path / domain / "Images" / split
+        images.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(images / name)
+        labels = tmp_path / domain / "json_labels"
+        labels.mkdir()
+        entry = {"id": 1, "file_name": name, "width": 64, "height": 64}
+        content = {"images": [entry], "annotations": [], "categories": []}
+        (labels / f"{split}.json").write_text(json.dumps(content))
+    report = check(tmp_path)
+    assert report.format == "leukemiaattri"
+    assert [d.diagnoses for d in report.domains] == [{"ALL": 1}, {"ALL": 1}]
+    assert [f.kind for f in report.findings] == ["patient_leak"]
+    assert "train in H_100X_C2; test in L_40X_C1" in render(report)
+    assert report.exit_code == 0
+
+
+def test_a_folder_without_domains_says_what_was_expected(tmp_path):
+    with pytest.raises(DataError, match=r"annotations\.json"):
+        check(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        check(tmp_path / "x")
+
+
+def test_sharpness_is_the_variance_of_the_laplacian():
+    grey = np.random.default_rng(0).normal(100, 10, (40, 50)).astype(np.float32)
+    ndimage = pytest.importorskip("scipy.ndimage")
+    expected = ndimage.laplace(grey)[1:-1, 1:-1].var()
+    assert laplacian_variance(grey) == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_finding_is_explained_in_the_guide():
+    guide = Path(__file__).parent.parent / "docs" / "bring_your_own_device.md"
+    explained = set(re.findall(r"^\| `(\w+)` \|", guide.read_text(), re.MULTILINE))
+    assert explained == set(KINDS)
+
+
+def test_a_log_adds_up_and_keeps_few_examples():
+    log, total = FindingLog(), FindingLog()
+    for n in range(9):
+        log.add("duplicate_box", f"{n}")
+    for _ in range(2):
+        total.merge(log.findings()[0])
+    (finding,) = total.findings()
+    assert (finding.count, finding.examples) == (18, ("0", "1", "2", "3", "4"))
+    with pytest.raises(KeyError):
+        log.add("something_else", "")
+
+
+def test_checking_data_does_not_load_torch():
+    code = "import sys, da_leukemia.data.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

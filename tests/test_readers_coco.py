@@ -1,0 +1,236 @@
+"""A folder of images with an annotations.json is all a new device needs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.readers import DomainSource, detect_format, list_domains, read_domain
+from da_leukemia.errors import ConfigError, DataError
+from da_leukemia.labels import LEUKEMIAATTRI, WBC, WBC5
+
+CATEGORIES = [{"id": 1, "name": "WBC"}, {"id": 2, "name": "RBC"}, {"id": 3, "name": "PLT"}]
+
+
+def put(
+    root: Path, images, annotations, categories=CATEGORIES, name="annotations.json", size=(64, 48)
+):
+    for entry in images:
+        path = root / entry["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (10, 20, entry["id"])).save(path)
+    label_file = root / name
+    label_file.parent.mkdir(parents=True, exist_ok=True)
+    numbered = [{"id": i, **a} for i, a in enumerate(annotations, start=1)]
+    content = {"images": images, "annotations": numbered, "categories": categories}
+    label_file.write_text(json.dumps(content))
+    return label_file
+
+
+def image(number=1, **extra):
+    return {"id": number, "file_name": f"images/{number}.png", "width": 64, "height": 48, **extra}
+
+
+def box(category=1, place=(10, 10, 8, 6), image_id=1, **extra):
+    return {"image_id": image_id, "category_id": category, "bbox": list(place), **extra}
+
+
+def read(root: Path, space=WBC, **kwargs) -> FieldIndex:
+    return read_domain(DomainSource("phone", root, **kwargs), "coco", space)
+
+
+def kinds(index: FieldIndex) -> dict[str, int]:
+    return {f.kind: f.count for f in index.findings}
+
+
+def test_white_cells_are_read_and_other_blood_is_background(tmp_path):
+    put(tmp_path, [image(patient="p1")], [box(), box(2, (1, 1, 5, 5)), box(3, (9, 9, 5, 5))])
+    index = read(tmp_path)
+    f = index.fields[0]
+    np.testing.assert_array_equal(f.boxes, [[10, 10, 18, 16]])
+    assert (f.labels.tolist(), f.labelled_classes) == ([0], (0,))
+    assert (f.domain, f.patient, f.name, f.width, f.height) == ("phone", "p1", "1", 64, 48)
+    assert kinds(index) == {"not_in_label_space": 2}
+
+
+def test_the_finer_type_of_a_white_cell_is_its_class(tmp_path):
+    boxes = [box(wbc_type="Neutrophil"), box(place=(1, 1, 4, 4))]
+    put(tmp_path, [image(slide=30)], boxes)
+    index = read(tmp_path, WBC5)
+    f = index.fields[0]
+    assert f.labels.tolist() == [0, -1]
+    assert f.labelled_classes == (0,)
+    assert f.patient == "30"
+    assert kinds(index) == {"unknown_cell_type": 1}
+    assert read(tmp_path, LEUKEMIAATTRI).fields[0].labels.tolist() == [3, -1]
+
+
+def test_untyped_white_cells_label_no_class_of_a_typed_space(tmp_path):
+    put(tmp_path, [image(patient=1)], [box()])
+    f = read(tmp_path, WBC5).fields[0]
+    assert (f.labels.tolist(), f.labelled_classes) == ([-1], ())
+
+
+def test_a_listed_class_without_boxes_counts_as_labelled_only_when_declared(tmp_path):
+    names = ("neutrophil", "basophil")
+    categories = [{"id": i, "name": n} for i, n in enumerate(names)]
+    put(tmp_path, [image(patient=1)], [box(0)], categories)
+    index = read(tmp_path, WBC5)
+    assert index.fields[0].labelled_classes == (0,)
+    assert kinds(index) == {"class_without_boxes": 1}
+    index = read(tmp_path, WBC5, classes=names)
+    assert index.fields[0].labelled_classes == (0, 4)
+    assert index.findings == ()
+
+
+def test_classes_that_are_not_declared_are_cells_of_unknown_type(tmp_path):
+    put(tmp_path, [image(patient=1)], [box(wbc_type="neutrophil"), box(wbc_type="monocyte")])
+    index = read(tmp_path, WBC5, classes=("neutrophil",))
+    assert index.fields[0].labels.tolist() == [0, -1]
+    assert kinds(index)["class_not_declared"] == 1
+    with pytest.raises(ConfigError, match="did you mean 'neutrophil'"):
+        read(tmp_path, WBC5, classes=("neutrofil",))
+
+
+def test_films_checked_to_hold_no_white_cell_are_declared_so(tmp_path):
+    put(tmp_path, [image(patient=1)], [], categories=[])
+    assert kinds(read(tmp_path)) == {"no_labels": 1}
+    index = read(tmp_path, classes=("wbc",))
+    assert (index.fields[0].labelled_classes, index.findings) == ((0,), ())
+
+
+def test_attributes_are_read_by_value_name_or_code(tmp_path):
+    found = {"Nucleus": "prominent", "cytoplasm": 1, "vacuoles": None, "granularity": "yes"}
+    found |= {"nuclear_shape": 5}
+    put(tmp_path, [image(patient=1)], [box(attributes=found)])
+    index = read(tmp_path)
+    assert index.fields[0].attributes.tolist() == [[-1, -1, -1, 1, 1, -1, -1]]
+    assert kinds(index) == {"attribute_out_of_range": 1, "attribute_unknown": 1}
+
+
+def test_an_attribute_graded_on_another_scale_is_missing_as_a_whole(tmp_path):
+    sizes = ["small", "small", "big"]
+    boxes = [box(place=(i, 1, 9, 9), attributes={"cell_size": s}) for i, s in enumerate(sizes)]
+    put(tmp_path, [image(patient=1)], boxes)
+    index = read(tmp_path)
+    assert (index.fields[0].attributes == -1).all()
+    assert kinds(index) == {"attribute_other_scale": 1}
+    assert "'big' (1)" in index.findings[0].examples[0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "categories", "message"),
+    [
+        (
+            {},
+            [{"id": 1, "name": "Neutrofil"}],
+            "annotation 1: unknown class 'Neutrofil'.*neutrophil",
+        ),
+        ({"wbc_type": "monocite"}, CATEGORIES, "annotation 1: unknown class 'monocite'.*monocyte"),
+        ({"category_id": 9}, CATEGORIES, "annotation 1: category_id 9 has no name"),
+    ],
+)
+def test_a_class_nobody_knows_is_named_with_its_annotation(tmp_path, extra, categories, message):
+    label_file = put(tmp_path, [image()], [box(**extra)], categories)
+    with pytest.raises(DataError, match=message) as e:
+        read(tmp_path)
+    assert str(label_file) in str(e.value)
+
+
+def test_an_unknown_category_that_no_box_uses_does_no_harm(tmp_path):
+    categories = [*CATEGORIES, {"id": 0, "name": "cells-kx3f"}]
+    put(tmp_path, [image(patient=1)], [box()], categories)
+    assert read(tmp_path).findings == ()
+
+
+def test_boxes_between_0_and_1_are_refused(tmp_path):
+    put(tmp_path, [image()], [box(place=(0.1, 0.1, 0.2, 0.2))])
+    with pytest.raises(DataError, match="in pixels"):
+        read(tmp_path)
+
+
+def test_the_patient_can_come_from_the_file_name(tmp_path):
+    put(tmp_path, [{**image(), "file_name": "images/K07_3.png"}], [box()])
+    assert kinds(read(tmp_path)) == {"no_patient": 1}
+    index = read(tmp_path, patient_pattern=r"^(?P<patient>K\d+)_")
+    assert (index.fields[0].patient, index.findings) == ("K07", ())
+
+
+def test_a_rotation_mark_turns_neither_size_nor_boxes(tmp_path):
+    entry = image(patient=1, file_name="images/1.jpg")
+    put(tmp_path, [entry], [box()])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "images/1.jpg", exif=exif)
+    assert (read(tmp_path).fields[0].width, read(tmp_path).fields[0].height) == (64, 48)
+    del entry["width"]
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    content["images"] = [entry]
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    assert (read(tmp_path).fields[0].width, read(tmp_path).fields[0].height) == (64, 48)
+
+
+def test_crowds_are_of_unknown_type(tmp_path):
+    put(tmp_path, [image(patient=1)], [box(iscrowd=1)])
+    assert read(tmp_path).fields[0].labels.tolist() == [-1]
+
+
+def test_missing_and_unlisted_images_are_reported(tmp_path):
+    put(tmp_path, [image(1), image(2)], [])
+    (tmp_path / "images/1.png").rename(tmp_path / "images/other.png")
+    index = read(tmp_path)
+    assert len(index) == 1
+    assert kinds(index)["missing_image"] == 1
+    assert kinds(index)["image_not_in_labels"] == 1
+
+
+def test_the_label_file_is_found_or_asked_for(tmp_path):
+    put(tmp_path, [image(patient=1)], [box()], name="annotations/instances.json")
+    assert len(read(tmp_path)) == 1
+    (tmp_path / "second.json").write_text("{}")
+    with pytest.raises(DataError, match=r"several label files.*data\.domains\.phone\.labels"):
+        read(tmp_path)
+    assert len(read(tmp_path, labels="annotations/instances.json")) == 1
+    with pytest.raises(DataError, match="no such label file"):
+        read(tmp_path, labels="x.json")
+    with pytest.raises(DataError, match="no such folder"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no annotations\.json"):
+        read(tmp_path / "empty")
+
+
+def test_domains_are_folders_with_a_label_file(tmp_path):
+    put(tmp_path / "a", [image()], [])
+    put(tmp_path / "b", [image()], [])
+    assert list_domains(tmp_path, "coco") == ["a", "b"]
+    assert list_domains(tmp_path / "a", "coco") == ["a"]
+    assert detect_format(tmp_path) == "coco"
+    assert detect_format(tmp_path / "a" / "images") is None
+    assert len(read_domain(DomainSource("a", tmp_path), "coco", WBC)) == 1
+
+
+PACK = os.environ.get("DA_LEUKEMIA_SMEARS", "")
+
+
+@pytest.mark.skipif(not PACK, reason="DA_LEUKEMIA_SMEARS does not point to the real pack")
+@pytest.mark.parametrize("domain", ["bccd", "pbc", "aslan", "pig", "rpi"])
+def test_the_real_pack_is_read_whole(domain):
+    root = Path(PACK) / domain
+    content = json.loads((root / "annotations.json").read_text())
+    white = [a for a in content["annotations"] if a["category_id"] == 1]
+    source = DomainSource(domain, root)
+    for space in (WBC, WBC5, LEUKEMIAATTRI):
+        index = read_domain(source, "coco", space)
+        assert len(index) == len(content["images"])
+        assert sum(len(f.labels) for f in index) == len(white)
+        assert not [f for f in index.findings if f.severity == "error"]
+    typed = sum(int((f.labels >= 0).sum()) for f in read_domain(source, "coco", WBC5))
+    assert typed == sum(bool(a.get("wbc_type")) for a in white)
+    assert all(f.labelled_classes == (0,) for f in read_domain(source, "coco", WBC))

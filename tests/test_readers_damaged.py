@@ -1,0 +1,163 @@
+"""A damaged label file is refused with the place of the damage, never with a traceback."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from da_leukemia.data.readers import DomainSource, read_domain
+from da_leukemia.errors import DataError
+from da_leukemia.labels import LEUKEMIAATTRI
+
+DOMAIN = "H_100X_C2"
+JSON = json.dumps(
+    {
+        "images": [
+            {"id": n, "file_name": f"{n}_1_1000_ALL.png", "width": 64, "height": 48}
+            for n in (1, 2, 3)
+        ],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1, "bbox": [n, 2.5, 10, 12], "cell_size": 2}
+            for n in (1, 2, 3)
+        ],
+        "categories": [{"id": 1, "name": "myeloblast"}, {"id": 14, "name": "none"}],
+    },
+    indent=1,
+).encode()
+TEXT = b"1 0.5 0.5 0.1 0.2 2 0 1 1 1 1 0\n0 0.579 0.586 0.114 0.216 2 2 2 2 2 2 2\n3 .2 .2 .1 .1\n"
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    """Return ``name -> (label file, format, root)`` of one small data set in each format."""
+    root = tmp_path_factory.mktemp("layouts")
+    found: dict[str, tuple[Path, str, Path]] = {}
+    for name, relative, images in (
+        ("coco", "annotations.json", "images"),
+        ("json", f"{DOMAIN}/json_labels/train.json", f"{DOMAIN}/Images/train"),
+        ("text", f"{DOMAIN}/txt_labels/AttriDet/train/1_1_1000_ALL.txt", f"{DOMAIN}/Images/train"),
+    ):
+        (root / name / images).mkdir(parents=True)
+        for n in (1, 2, 3):
+            Image.new("RGB", (64, 48)).save(root / name / images / f"{n}_1_1000_ALL.png")
+        label_file = root / name / relative
+        label_file.parent.mkdir(parents=True, exist_ok=True)
+        found[name] = (label_file, "coco" if name == "coco" else "leukemiaattri", root / name)
+    return found
+
+
+def read_bytes(layouts, name: str, content: bytes):
+    label_file, fmt, root = layouts[name]
+    label_file.write_bytes(content)
+    return read_domain(DomainSource(DOMAIN, root), fmt, LEUKEMIAATTRI)
+
+
+SPICE = (
+    b"NaN", b"Infinity", b"-Infinity", b"1e400", b"-1e308", b"9" * 30, b"9" * 5000, b"null",
+    b"true", b"{}", b"[]", b'""', b'"\\ud800"', b'"\\u0000"', b"-1", b"1e-320", b"1.5", b"[[1]]",
+    b"\xef\xbb\xbf", b"\r\n", b"\xff\xfe", b"\x00", b" 7 7", b"nan", b"inf", b"0x1", b"1_0",
+    "\u0663".encode(), "\u00b2".encode(), b'"a/../../b.png"', b'"' + b"x" * 5000 + b'"',
+)  # fmt: skip
+
+
+def mutate(content: bytes, draw: random.Random) -> bytes:
+    how = draw.randrange(8)
+    at = draw.randrange(len(content))
+    to = min(len(content), at + draw.randrange(1, 30))
+    if how == 0:
+        return content[:at]
+    if how == 1:
+        return content[:at] + draw.randbytes(draw.randrange(1, 12)) + content[to:]
+    if how == 2:
+        return content[:at] + content[to:]
+    if how == 3:
+        return b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")
+    if how == 4:
+        return content[:at] + draw.choice(SPICE) + content[to:]
+    # Put something odd in the place of one value or column: the file stays well-formed.
+    tokens = list(re.finditer(rb'"[^"]*"|-?\d*\.?\d+', content))
+    for token in sorted(draw.sample(tokens, draw.randrange(1, 3)), key=lambda m: -m.start()):
+        content = content[: token.start()] + draw.choice(SPICE) + content[token.end() :]
+    return content
+
+
+@pytest.mark.parametrize("name", ["coco", "json", "text"])
+def test_300_mutations_raise_nothing_but_data_errors(layouts, name):
+    draw = random.Random(f"mutations {name}")
+    base = TEXT if name == "text" else JSON
+    refused: list[str] = []
+    for _ in range(300):
+        content = mutate(base, draw)
+        try:
+            index = read_bytes(layouts, name, content)
+        except DataError as e:
+            refused.append(str(e))
+            continue
+        for f in index:
+            n = len(f.labels)
+            assert f.boxes.shape == (n, 4)
+            assert f.attributes.shape == (n, 7)
+            assert np.isfinite(f.boxes).all()
+            assert (f.boxes[:, 2:] > f.boxes[:, :2]).all()
+            assert (f.boxes >= 0).all()
+            assert (f.boxes <= [f.width, f.height] * 2).all()
+            assert f.labels.min(initial=0) >= -1
+            assert f.labels.max(initial=0) < 14
+            assert (f.attributes < (3, 2, 2, 2, 2, 2, 2)).all()
+        "".join(e for x in index.findings for e in x.examples).encode()
+    assert 20 < len(refused) < 290
+    assert all(layouts[name][0].name in message for message in refused)
+    assert max(map(len, refused)) < 1500
+
+
+@pytest.mark.parametrize("name", ["coco", "json", "text"])
+def test_byte_order_marks_and_foreign_line_ends_are_read(layouts, name):
+    base = TEXT if name == "text" else JSON
+    plain = read_bytes(layouts, name, base)
+    for content in (b"\xef\xbb\xbf" + base.replace(b"\n", b"\r\n"), base.replace(b"\n", b"\r")):
+        again = read_bytes(layouts, name, content)
+        assert [f.boxes.tolist() for f in again] == [f.boxes.tolist() for f in plain]
+        assert sum(len(f.boxes) for f in again) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (JSON[: len(JSON) // 2], r"line \d+, column \d+: .*ends too early"),
+        (JSON.replace(b"2.5", b"NaN", 1), r"line 29, column 5: the number NaN is not finite"),
+        (JSON.replace(b"2.5", b"1e999", 1), r"line 29, column 5: the number 1e999 is not finite"),
+        (
+            JSON.replace(b"2.5", b"7e9", 1),
+            r"line 29, column 5: annotation 1: the number 7e\+09 is no pixel",
+        ),
+        (JSON.replace(b"ALL", b"\xff\xfe", 1), r"line 5, column \d+: not UTF-8"),
+        (JSON.decode().encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (b"[]", "expected a JSON object"),
+        (b"{}", "the entry 'images' is missing"),
+        (b'{"images": 3}', "the entry 'images' is int, not a list"),
+        (b"", "line 1, column 1"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+    ],
+)
+def test_the_message_says_where_and_what_to_do(layouts, content, message):
+    for name in ("coco", "json"):
+        with pytest.raises(DataError, match=message) as e:
+            read_bytes(layouts, name, content)
+        assert str(layouts[name][0]) in str(e.value)
+
+
+def test_a_text_row_with_nan_is_refused_by_line_and_column(layouts):
+    with pytest.raises(DataError, match="line 2, column 3: nan"):
+        read_bytes(layouts, "text", b"1 .5 .5 .1 .1\n1 nan .5 .1 .1\n")
+
+
+def test_a_name_inside_a_string_is_not_taken_for_the_fault(layouts):
+    content = JSON.replace(b"myeloblast", b"NaN").replace(b"12", b"NaN", 1)
+    with pytest.raises(DataError, match="line 31, column 5"):
+        read_bytes(layouts, "coco", content)
