@@ -221,3 +221,14 @@ def test_the_same_image_in_two_parts_is_refused(tmp_path):
     paths[0].unlink()
     with pytest.raises(DataError, match="cannot be read"):
         audit(Split(parts), [index])
+
+
+def test_a_domain_that_cannot_have_all_parts_is_reported():
+    # Exhaustive search finds no division of these twelve patients that serves all six devices.
+    patients = [(0, 1, 5), (8, 1, 0), (1, 6, 9), (8, 0, 10, 7), (10, 11, 6), (9, 5, 6)]
+    devices = [
+        device(f"d{i}", dict.fromkeys(map(str, found), 9)) for i, found in enumerate(patients)
+    ]
+    split = make_split(devices, test=0.2, validation=0.1, seed=0)
+    (finding,) = coverage(split, devices)
+    assert (finding.kind, finding.count) == ("split_empty_part", 1)

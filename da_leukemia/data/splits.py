@@ -18,6 +18,12 @@ from da_leukemia.errors import ConfigError, DataError, did_you_mean
 
 PARTS = ("train", "validation", "test")
 
+_EMPTY = 100.0
+"""Cost of a part that a domain lacks: more than all share errors together."""
+
+_ATTEMPTS = 20
+"""Orders that are tried while a domain lacks a part; with few, shared patients none may do."""
+
 _SWAPS_UP_TO = 400
 """Groups up to which pairs are exchanged when single moves leave a domain without a part."""
 
@@ -125,11 +131,16 @@ def make_split(
             groups[f.group][f.domain] += 1
     if not groups:
         raise DataError("no fields to split: every domain is empty")
-    balance = _Balance(groups, (1 - test - validation, validation, test))
-    order = sorted(groups, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
-    for group in order:
-        balance.place(group)
-    balance.improve(order)
+    wanted = (1 - test - validation, validation, test)
+    attempts: list[_Balance] = []
+    for attempt in range(_ATTEMPTS):
+        salt = f"{seed}" if attempt == 0 else f"{seed}/{attempt}"
+        order = sorted(groups, key=lambda g: hashlib.sha256(f"{salt}:{g}".encode()).digest())
+        attempts.append(_Balance(groups, wanted))
+        attempts[-1].deal(order)
+        if attempts[-1].cost(attempts[-1].total) < _EMPTY:
+            break
+    balance = min(attempts, key=lambda b: b.cost(b.total))
     return Split({g: PARTS[p] for g, p in balance.part.items()})
 
 
@@ -164,7 +175,7 @@ class _Balance:
         fields, total = self.fields[domain], self.total[domain]
         error = sum((fields[p] / total - self.wanted[p]) ** 2 for p in range(3))
         empty = sum(self.members[domain][p] == 0 for p in self._needed(domain))
-        return error + 10.0 * empty
+        return error + _EMPTY * empty
 
     def move(self, group: str, part: int) -> None:
         """Put a group into a part, taking it out of its present one."""
@@ -191,8 +202,10 @@ class _Balance:
         self.move(group, best if better or start is None else start)
         return better
 
-    def improve(self, order: Sequence[str]) -> None:
-        """Move single groups, then exchange pairs, until nothing helps."""
+    def deal(self, order: Sequence[str]) -> None:
+        """Place the groups in order, then move single ones and exchange pairs while it helps."""
+        for group in order:
+            self.place(group)
         for _ in range(20):
             moved = sum(self.place(g) for g in order)
             if not moved and not (len(order) <= _SWAPS_UP_TO and self._exchange(order)):
