@@ -1,1 +1,52 @@
 """The matrix as tables, pictures and one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from da_leukemia.config import Experiment
+from da_leukemia.report.contents import Contents, gather
+from da_leukemia.report.figures import draw_matrix
+from da_leukemia.report.gap import gap_closed
+from da_leukemia.report.html import page
+from da_leukemia.report.tables import latex, markdown, missing_sentence, render_text
+from da_leukemia.sweep.matrix import Result, write_csv
+
+__all__ = [
+    "Contents",
+    "gap_closed",
+    "gather",
+    "missing_sentence",
+    "render_text",
+    "write_report",
+]
+
+
+def write_report(
+    experiment: Experiment,
+    results: Iterable[Result | Mapping[str, Any]],
+    folder: Path,
+) -> Path:
+    """Write ``matrix.{csv,md,tex,png}`` and ``index.html``, and return the path of the page.
+
+    Args:
+        experiment: a complete one, as `load_experiment` gives it.
+        results: parsed result files of this experiment (see `ledger.collect`), in any order; any
+            number of them may be missing, and the report says which.
+        folder: where to write, created where needed. ``intervals.json`` there keeps the bootstrap
+            intervals, so that a second report takes no time.
+
+    Raises:
+        UserError: results that do not belong together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = gather(experiment, results, cache=folder / "intervals.json")
+    write_csv(contents.matrix, folder / "matrix.csv")
+    (folder / "matrix.md").write_text(markdown(contents), encoding="utf-8")
+    (folder / "matrix.tex").write_text(latex(contents), encoding="utf-8")
+    draw_matrix(contents, folder / "matrix.png")
+    index = folder / "index.html"
+    index.write_text(page(contents), encoding="utf-8")
+    return index

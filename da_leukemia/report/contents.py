@@ -10,7 +10,6 @@ from typing import Any
 from da_leukemia.config import Experiment
 from da_leukemia.errors import UserError
 from da_leukemia.report.gap import GapTable, gap_closed
-from da_leukemia.report.headlines import LOWER_IS_BETTER
 from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.sweep.ledger import job_folder, read_failure
 from da_leukemia.sweep.matrix import Matrix, Result, Run, build_matrix
@@ -41,7 +40,7 @@ class Contents:
         results: in the order of the plan.
         missing: jobs of the plan without a result.
         planned: number of entries in the plan.
-        gains: paired intervals by metric, see `Bootstrap.gains`.
+        gap: gap closed of the headline metric.
     """
 
     experiment: Experiment
@@ -49,12 +48,7 @@ class Contents:
     missing: Sequence[Missing]
     planned: int
     matrix: Matrix
-    gaps: Mapping[str, GapTable]
-
-    @property
-    def gap(self) -> GapTable:
-        """The gap table of the headline metric."""
-        return self.gaps[HEADLINE]
+    gap: GapTable
 
 
 def as_results(
@@ -103,21 +97,15 @@ def gather(
         methods=list(dict.fromkeys(job.method_name for job in jobs)),
         devices=list(experiment.data.domains),
     )
-    gains = bootstrap.gains(found)
+    gains = bootstrap.gains(found, HEADLINE)
     bootstrap.save()
-    metrics = [m for m in matrix.metrics if m not in LOWER_IS_BETTER]
     return Contents(
         experiment=experiment,
         results=[by_run[run] for run in order if run in by_run],
         missing=missing,
         planned=len(order),
         matrix=matrix,
-        gaps={
-            metric: gap_closed(
-                matrix, metric, {pair: span for (pair, m), span in gains.items() if m == metric}
-            )
-            for metric in dict.fromkeys([HEADLINE, *metrics])
-        },
+        gap=gap_closed(matrix, HEADLINE, gains),
     )
 
 

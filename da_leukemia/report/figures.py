@@ -16,11 +16,8 @@ from da_leukemia.sweep.matrix import View
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = "cividis"
-"""A map made for readers with and without colour-vision deficiency (Nunez et al., 2018)."""
-
-ACROSS = 3
-"""Heat maps in one line of the picture."""
+COLOURS = "viridis"
+"""Monotone in lightness, so that it also reads without colour vision; has no grey of its own."""
 
 GREY = "#d9d9d9"
 
@@ -68,29 +65,28 @@ def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
         return
     rows, columns = len(views[0].sources), len(views[0].tests)
     size = 1.05 if columns <= 5 else 0.86 if columns <= 8 else 0.74
-    across = min(ACROSS, len(views))
+    across = 2 if len(views) == 4 else min(3, len(views))
     down = math.ceil(len(views) / across)
     names = [*views[0].sources, *views[0].tests]
-    left = 0.35 + 0.085 * max(len(n) for n in _wrapped(names))
+    left = 0.4 + 0.085 * _longest(names)
     wide, high = columns * size, rows * size
-    below = 0.75 + 0.14 * max(n.count("\n") for n in _wrapped(names))
     turn = columns > 5
-    if turn:
-        below = 0.55 + 0.075 * max(len(n) for n in _wrapped(names))
-    head, foot, gap = 0.75, 0.35, 0.35
-    width = across * (left + wide) + (across - 1) * gap + 1.15
+    lines = max(n.count("\n") for n in _wrapped(names))
+    below = 0.6 + (0.085 * _longest(names) if turn else 0.14 * (lines + 1))
+    head, foot, gap = 0.75, 0.45, 0.35
+    width = left + across * (wide + gap) - gap + 1.15
     height = down * (head + high + below) + foot + 0.35
     figure = Figure(figsize=(width, height), facecolor="white")
     top = top_of_scale(r.value for v in views for r in v.cells.values())
     closed = {s.method: s.ratio_of_means for s in contents.gap.summaries}
     for i, view in enumerate(views):
-        x = (i % across) * (left + wide + gap) + left
+        x = (i % across) * (wide + gap) + left
         y = height - 0.35 - (i // across) * (head + high + below) - head - high
         axes = figure.add_axes((x / width, y / height, wide / width, high / height))
         _heat_map(axes, view, top, size, turn, first=i % across == 0)
         note = "no image of the test device" if not view.adapted else "adapted to the test device"
         if metric == HEADLINE and closed.get(view.method) is not None:
-            note += f", closes {percent(closed[view.method])} of the gap"
+            note = f"adapted; gap closed: {percent(closed[view.method])}"
         axes.set_title(view.method, loc="left", fontsize=12, fontweight="bold", pad=22)
         axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=8.5, color="#555555")
     bar = figure.add_axes(((width - 0.85) / width, y / height, 0.16 / width, high / height))
@@ -103,7 +99,9 @@ def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
         about += ", 95 % bootstrap intervals over seeds and patients"
     if any(v.borrowed for v in views):
         about += "; grey: not adapted (fair_source_only)"
-    figure.text(0.12 / width, 0.14 / height, f"{about}.", fontsize=8, color="#555555")
+    lines_below = textwrap.wrap(f"{about}.", int(width * 13))
+    note_text = "\n".join(lines_below)
+    figure.text(0.12 / width, 0.12 / height, note_text, fontsize=8, color="#555555")
     figure.savefig(path, dpi=160, metadata={"Software": "da_leukemia"})
 
 
@@ -116,6 +114,10 @@ def _seeds(seeds: list[int]) -> str:
 def _wrapped(names: Iterable[str]) -> list[str]:
     """Break long device names at underscores, spaces and hyphens."""
     return ["\n".join(textwrap.wrap(n.replace("_", "_ "), 14)).replace("_ ", "_") for n in names]
+
+
+def _longest(names: Iterable[str]) -> int:
+    return max(len(line) for name in _wrapped(names) for line in name.split("\n"))
 
 
 def _heat_map(axes: Axes, view: View, top: float, size: float, turn: bool, first: bool) -> None:
@@ -155,7 +157,8 @@ def _heat_map(axes: Axes, view: View, top: float, size: float, turn: bool, first
                     fontsize=8 if size > 1 else 7 if size > 0.8 else 6,
                 )
     axes.set_xticks([j + 0.5 for j in range(columns)], _wrapped(view.tests), fontsize=9)
-    axes.set_yticks([i + 0.5 for i in range(rows)], _wrapped(view.sources), fontsize=9)
+    labels = _wrapped(view.sources) if first else [""] * rows
+    axes.set_yticks([i + 0.5 for i in range(rows)], labels, fontsize=9)
     if turn:
         axes.tick_params(axis="x", rotation=90)
     axes.set_xlabel("tested on", fontsize=9, color="#555555")

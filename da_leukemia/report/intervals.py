@@ -31,16 +31,24 @@ AGREEMENT = 1e-3
 
 @dataclass
 class _Together:
-    """Several tables of the same fields as one."""
+    """Several tables of the same fields as one, which computes each resample once.
+
+    Few patients have few resamples (four have 35), and then most of the work falls away.
+    """
 
     tables: Sequence[Resamplable]
+    _known: dict[bytes, dict[str, float]] = field(default_factory=dict)
 
     @property
     def groups(self) -> Sequence[str]:
         return self.tables[0].groups
 
     def statistic(self, weights: NDArray[Any]) -> dict[str, float]:
-        return {k: v for table in self.tables for k, v in table.statistic(weights).items()}
+        key = weights.tobytes()
+        if key not in self._known:
+            parts = [table.statistic(weights) for table in self.tables]
+            self._known[key] = {k: v for part in parts for k, v in part.items()}
+        return self._known[key]
 
 
 @dataclass
@@ -63,8 +71,9 @@ class _Difference:
 class Bootstrap:
     """Hierarchical bootstrap over seeds and patients (fields where there are no patients).
 
-    Usable as ``intervals`` of `build_matrix`. A cell of which a run has no records has no
-    interval; nor has one with a single patient.
+    Usable as ``intervals`` of `build_matrix`. A cell has no interval if a run has no records, if
+    there is one patient only, or if its runs were adapted to another device than the one tested:
+    nothing is read off those, and in a large sweep they are nine cells of ten.
 
     Attributes:
         cache: JSON file, keyed by the contents of the records; None keeps nothing.
@@ -89,6 +98,8 @@ class Bootstrap:
     def __call__(self, results: Sequence[Result], test: str) -> Bounds:
         """Return metric -> (low, high) for one result per seed, tested on one device."""
         results = [r for r in results if r.metrics(test).get("ap50") is not None]
+        if any(r.run.target not in ("", test) for r in results):
+            return {}
         paths = [r.records(test) for r in results]
         if not results or None in paths:
             return {}
@@ -96,8 +107,8 @@ class Bootstrap:
         key = self._key("cell", found, results[0])
         return self._lookup(key, lambda: self._draw(results, found, test))
 
-    def gains(self, results: Sequence[Result]) -> dict[tuple[Pair, str], tuple[float, float]]:
-        """Return the paired interval of adapted - fair source-only by pair and metric.
+    def gains(self, results: Sequence[Result], metric: str) -> dict[Pair, tuple[float, float]]:
+        """Return the paired interval of adapted - fair source-only by pair, for one AP metric.
 
         Both are scored on the same drawn patients, and the seeds are drawn in pairs, so what
         makes a patient hard for every detector does not widen the interval.
@@ -119,8 +130,9 @@ class Bootstrap:
                 continue
             key = self._key("gain", paths, both[0][0])
             draw = partial(self._draw_gain, both, paths, test)
-            for metric, bounds in self._lookup(key, draw).items():
-                gains[pair, metric] = bounds
+            bounds = self._lookup(key, draw)
+            if metric in bounds:
+                gains[pair] = bounds[metric]
         return gains
 
     def save(self) -> None:
@@ -145,7 +157,7 @@ class Bootstrap:
         return self._known[key]
 
     def _draw(self, results: Sequence[Result], paths: Sequence[Path], test: str) -> Bounds:
-        tables = [_table(p, r, test) for p, r in zip(paths, results, strict=True)]
+        tables = [_table(p, r, test, True) for p, r in zip(paths, results, strict=True)]
         means = {}
         for metric in ("ap50", "attribute_f1"):
             values = [r.metrics(test).get(metric) for r in results]
@@ -157,7 +169,7 @@ class Bootstrap:
         self, both: Sequence[tuple[Result, Result]], paths: Sequence[Path], test: str
     ) -> Bounds:
         results = [mine for mine, _ in both] + [twin for _, twin in both]
-        tables = [_table(p, r, test) for p, r in zip(paths, results, strict=True)]
+        tables = [_table(p, r, test, False) for p, r in zip(paths, results, strict=True)]
         pairs = zip(tables[: len(both)], tables[len(both) :], strict=True)
         return self._resample([_Difference(mine, twin) for mine, twin in pairs])
 
@@ -180,7 +192,7 @@ class Bootstrap:
         }
 
 
-def _table(path: Path, result: Result, test: str) -> Resamplable:
+def _table(path: Path, result: Result, test: str, attributes: bool) -> Resamplable:
     from da_leukemia.evaluation.attributes import AttributeTable
     from da_leukemia.evaluation.detection import MatchTable
     from da_leukemia.evaluation.records import load_records
@@ -189,8 +201,7 @@ def _table(path: Path, result: Result, test: str) -> Resamplable:
     classes = list(result.content["classes"])
     labelled = [classes.index(name) for name in result.metrics(test)["per_class"]]
     tables: list[Resamplable] = [MatchTable.build(records, labelled)]
-    space = LABEL_SPACES.get(str(result.content.get("label_space")))
-    attributes = AttributeTable.build(records, space) if space is not None else None
-    if attributes is not None:
-        tables.append(attributes)
-    return tables[0] if len(tables) == 1 else _Together(tables)
+    space = LABEL_SPACES.get(str(result.content.get("label_space"))) if attributes else None
+    if space is not None and (table := AttributeTable.build(records, space)) is not None:
+        tables.append(table)
+    return _Together(tables)

@@ -1,0 +1,221 @@
+"""Sample fields with what is true and what was found drawn on them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from da_leukemia.report.figures import colour
+from da_leukemia.report.headlines import reference_method
+from da_leukemia.sweep.matrix import Result
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+    from da_leukemia.report.contents import Contents
+
+WIDTH = 720
+"""Pixels; smaller fields are enlarged so that the tags stay legible."""
+
+MIN_SCORE = 0.3
+MOST = 12
+"""Detections shown on one field."""
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A detection as it is shown, with the cell that it found.
+
+    Attributes:
+        number: tag on the picture.
+        truth: the cell it found (IoU >= 0.5, best score first), None for a false alarm.
+    """
+
+    number: int
+    box: Box
+    score: float
+    type: str
+    attributes: Mapping[str, tuple[str, float]]
+    truth: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One field as one detector saw it."""
+
+    result: Result
+    test: str
+    name: str
+    image: Path
+    truths: Sequence[Mapping[str, Any]]
+    findings: Sequence[Finding]
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the intersection over union of two xyxy boxes."""
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    if wide <= 0 or high <= 0:
+        return 0.0
+    both = wide * high
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def load_samples(result: Result, test: str) -> list[Sample]:
+    """Read the samples that a job left for one device; none if they or their images are gone."""
+    if result.folder is None:
+        return []
+    path = result.folder / "samples" / f"{test}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        samples = [
+            Sample(
+                result,
+                test,
+                str(entry.get("name") or Path(entry["image"]).name),
+                Path(entry["image"]),
+                entry["truths"],
+                list(_findings(entry)),
+            )
+            for entry in content
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+    return [s for s in samples if s.image.is_file()]
+
+
+def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
+    free = list(entry["truths"])
+    ranked = sorted(entry["detections"], key=lambda d: -float(d["score"]))
+    for number, found in enumerate(ranked[:MOST], start=1):
+        if float(found["score"]) < MIN_SCORE:
+            return
+        best = max(free, key=lambda t: overlap(t["box"], found["box"]), default=None)
+        if best is not None and overlap(best["box"], found["box"]) >= 0.5:
+            free.remove(best)
+        else:
+            best = None
+        x1, y1, x2, y2 = (float(v) for v in found["box"])
+        yield Finding(
+            number,
+            (x1, y1, x2, y2),
+            float(found["score"]),
+            str(found["type"]),
+            {k: (str(v[0]), float(v[1])) for k, v in (found.get("attributes") or {}).items()},
+            best,
+        )
+
+
+def choose(contents: Contents) -> list[tuple[str, list[Sample]]]:
+    """Return for every test device the same field, first without and then with adaptation.
+
+    The detector was trained on another device wherever there is one: the first in the order of
+    the experiment, not the one that makes the best picture.
+    """
+    reference = reference_method(contents.matrix)
+    best = contents.gap.best
+    chosen = []
+    for test in contents.experiment.tests or ():
+        by_source: dict[str, list[Sample]] = {}
+        for method in dict.fromkeys(m for m in (reference, best.method if best else None) if m):
+            for result in contents.results:
+                run = result.run
+                if run.method != method or run.target not in ("", test):
+                    continue
+                if test not in result.content["tests"]:
+                    continue
+                if any(s.result.run.method == method for s in by_source.get(run.source, ())):
+                    continue
+                by_source.setdefault(run.source, []).extend(load_samples(result, test)[:1])
+        by_source = {s: found for s, found in by_source.items() if found}
+        if by_source:
+            source = min(by_source, key=lambda s: (s == test, -len(by_source[s])))
+            chosen.append((test, by_source[source]))
+    return chosen
+
+
+def draw(sample: Sample) -> bytes:
+    """Return a JPEG: true boxes dashed and white, detections coloured by score and numbered.
+
+    Raises:
+        OSError: the image cannot be read.
+    """
+    from PIL import Image, ImageDraw
+
+    with Image.open(sample.image) as file:
+        picture = file.convert("RGB")
+    scale = WIDTH / picture.width
+    picture = picture.resize((WIDTH, max(1, round(picture.height * scale))))
+    pen = ImageDraw.Draw(picture)
+    font = _font(15)
+    for truth in sample.truths:
+        _dashed(pen, [v * scale for v in truth["box"]])
+    taken: list[Box] = []
+    for finding in sample.findings:
+        paper, ink = colour(finding.score, 1.0)
+        box = [v * scale for v in finding.box]
+        pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline="#000000", width=1)
+        pen.rectangle(_ordered(box), outline=paper, width=3)
+        text = f"{finding.number} {finding.type} {finding.score:.2f}"
+        place = _tag_place(pen, font, text, box, picture.size, taken)
+        taken.append(place)
+        pen.rectangle(place, fill=paper, outline="#000000")
+        pen.text((place[0] + 4, place[1] + 2), text, fill=ink, font=font)
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=80, optimize=True)
+    return out.getvalue()
+
+
+def _ordered(box: Sequence[float]) -> list[float]:
+    return [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
+
+
+def _font(size: int) -> FreeTypeFont | Any:
+    import matplotlib
+    from PIL import ImageFont
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    try:
+        return ImageFont.truetype(str(path), size)
+    except OSError:
+        return ImageFont.load_default(size)
+
+
+def _tag_place(
+    pen: ImageDraw,
+    font: Any,
+    text: str,
+    box: Sequence[float],
+    size: tuple[int, int],
+    taken: Sequence[Box],
+) -> Box:
+    """Put a tag above, below or inside its box, wherever it covers no other tag."""
+    wide, high = pen.textlength(text, font=font) + 8, 21.0
+    left = min(max(box[0], 0.0), max(0.0, size[0] - wide - 1))
+    tops = [box[1] - high, box[3], box[1], box[3] - high, box[1] - 2 * high, box[3] + high]
+    places = [(left, y, left + wide, y + high) for y in tops if 0 <= y <= size[1] - high - 1]
+    for place in places:
+        if all(overlap(place, other) == 0 for other in taken):
+            return place
+    return places[0] if places else (left, 0.0, left + wide, high)
+
+
+def _dashed(pen: ImageDraw, box: Sequence[float], dash: float = 7.0) -> None:
+    x1, y1, x2, y2 = box
+    corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]
+    for (ax, ay), (bx, by) in pairwise(corners):
+        length = max(abs(bx - ax), abs(by - ay))
+        steps = max(1, int(length // dash))
+        for i in range(steps):
+            a, b = i / steps, min(1.0, (i + 0.6) / steps)
+            line = [ax + (bx - ax) * a, ay + (by - ay) * a, ax + (bx - ax) * b, ay + (by - ay) * b]
+            pen.line(line, fill="#000000", width=5)
+            pen.line(line, fill="#ffffff", width=3)
