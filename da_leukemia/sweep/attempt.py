@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -119,17 +120,20 @@ def _redirect(log: Path) -> None:
 
 
 def _die_with_runner() -> None:
-    """Have the kernel end this process with its parent, the fork server, hence with the runner.
+    """End this process and its helpers when the runner or the fork server between them ends.
 
-    Linux only; elsewhere a job whose runner was killed goes on to its end, and its lock keeps
-    others from it meanwhile.
+    The server does not end with the runner: it lives as long as any process that it forked.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     runner = multiprocessing.parent_process()
-    if runner is not None and not runner.is_alive():  # it died before the line above
-        os._exit(FAILED)
+    assert runner is not None
+
+    def watch() -> None:
+        runner.join()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _disk_full(error: BaseException | None) -> bool:

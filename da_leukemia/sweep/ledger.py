@@ -66,22 +66,32 @@ def job_folder(sweep: Path, job_hash: str) -> Path:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path and put the file written there in place of ``path`` at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _said(path: Path) -> Iterator[None]:
+    """Turn what a user can put right about writing ``path`` into a `UserError`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"disk full: cannot write {path}; free some space") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path and put the file written there in place of ``path`` at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -216,8 +226,10 @@ def hold(folder: Path, patience: float = 0.3) -> Iterator[bool]:
         folder: the job's folder, created where needed.
         patience: seconds to keep asking, because `is_locked` holds the lock for an instant.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with _said(folder / LOCK):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("w")
+    with file:
         deadline = time.monotonic() + patience
         while True:
             try:

@@ -12,6 +12,9 @@ from da_leukemia.sweep import ledger
 from da_leukemia.sweep.ledger import Standing, State
 from da_leukemia.sweep.plan import label, make_plan, unique
 
+LISTED = 20
+"""Jobs of one state that are named."""
+
 
 def survey(experiment: Experiment) -> tuple[list[tuple[Job, str]], dict[str, Standing]]:
     """Return the plan's entries with their hashes, and where each training stands."""
@@ -63,7 +66,9 @@ def status_text(experiment: Experiment, again: str) -> str:
     for state in (State.RUNNING, State.WAITING):
         chosen = [(jobs[h], s) for h, s in standings.items() if s.state is state]
         if chosen:
-            lines = [f"  {label(job)}  {standing.note}".rstrip() for job, standing in chosen]
+            lines = [f"  {label(job)}  {s.note}".rstrip() for job, s in chosen[:LISTED]]
+            if len(chosen) > LISTED:
+                lines.append(f"  ... and {len(chosen) - LISTED} more")
             blocks.append("\n".join([f"{state}:", *lines]))
     failures = {h: s.note for h, s in standings.items() if s.state is State.FAILED}
     if failures:

@@ -1,0 +1,332 @@
+"""The command line: parses and delegates. A command imports what it needs, when it needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from da_leukemia import __version__
+from da_leukemia.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from da_leukemia.config import Experiment, Job
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+EXPERIMENT_HELP = "experiment file, or the folder of a sweep (runs/NAME)"
+OVERRIDE_HELP = "settings that replace the file's, e.g. seeds=[0,1] data.root=PATH trainer=smoke"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviations and answers a misspelt command with the nearest one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(
+                action, f"unknown {value!r}{did_you_mean(str(value), action.choices)}"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    0 is success, 1 a failed job or a data set with errors, 2 wrong usage, settings or data.
+    """
+    parser = _make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = _take_settings(arguments, rest)
+    if unknown:
+        chosen: _Parser = arguments.parser
+        options = [text for action in chosen._actions for text in action.option_strings]
+        chosen.error(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0], options)}")
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except UserError as error:
+        print(_error_text(error), file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head`; leave nothing for the interpreter to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _error_text(error: UserError) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return "\n".join(f"error: {line}" if line[:1].strip() else line for line in lines)
+
+
+def _take_settings(arguments: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """Add ``key=value`` that followed an option to the settings, return what is left."""
+    unknown = []
+    for text in rest:
+        if hasattr(arguments, "settings") and not text.startswith("-") and "=" in text:
+            arguments.settings.append(text)
+        else:
+            unknown.append(text)
+    return unknown
+
+
+# --- what may be said ------------------------------------------------------------------------
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(
+        prog="da-leukemia",
+        description="Measure and repair the failure of leukemia detectors across devices.",
+    )
+    parser.add_argument("--version", action="version", version=f"da-leukemia {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    sweep = commands.add_parser("sweep", help="train and test a grid of methods and devices")
+    verbs = sweep.add_subparsers(metavar="VERB", required=True)
+    run = verbs.add_parser("run", help="run what is not done yet, then report")
+    plan = verbs.add_parser("plan", help="show the jobs and which of them would run")
+    status = verbs.add_parser("status", help="show what is done, runs, failed and waits")
+    report = verbs.add_parser("report", help="write the report of what is done")
+    for verb, command in ((run, _run), (plan, _plan), (status, _status), (report, _report)):
+        _takes_experiment(verb, command)
+    for verb in (plan, status):
+        verb.add_argument("--json", action="store_true", help="for programs")
+
+    train = commands.add_parser(
+        "train",
+        help="train and test one job of an experiment, here",
+        description="Train and test one job of an experiment in this process. source=, target=, "
+        "method= and seed= choose it; the folder is the same as in the sweep.",
+    )
+    _takes_experiment(train, _train)
+
+    evaluate = commands.add_parser("evaluate", help="test a trained job again")
+    evaluate.add_argument("folder", type=Path, help="a job's folder, runs/NAME/jobs/HASH")
+    evaluate.add_argument(
+        "--domain", action="append", default=[], metavar="NAME", help="device; may be repeated"
+    )
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+    evaluate.set_defaults(command=_evaluate, parser=evaluate)
+
+    simulate = commands.add_parser(
+        "simulate",
+        help="render blood smears through simulated devices",
+        description="Render blood smears through simulated devices into OUT. Settings: "
+        "domains=[NAME,...] patients=6 fields_per_patient=10 seed=0 workers=CORES",
+    )
+    simulate.add_argument("out", type=Path, help="folder to make")
+    simulate.add_argument("settings", nargs="*", default=[], metavar="key=value")
+    simulate.set_defaults(command=_simulate, parser=simulate)
+
+    data = commands.add_parser("data", help="look at data sets")
+    checks = data.add_subparsers(metavar="VERB", required=True)
+    check = checks.add_parser("check", help="list every problem of a data set")
+    check.add_argument("path", type=Path, help="folder of the data set")
+    check.add_argument("--format", default="auto", metavar="NAME", help="auto, or a known format")
+    check.add_argument("--label-space", metavar="NAME", help="label space to read into")
+    check.add_argument("--json", action="store_true", help="for programs")
+    check.set_defaults(command=_check, parser=check)
+    return parser
+
+
+def _takes_experiment(parser: argparse.ArgumentParser, command: object) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", help=EXPERIMENT_HELP)
+    parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help=OVERRIDE_HELP)
+    parser.set_defaults(command=command, parser=parser)
+
+
+def _load(path: str, settings: Sequence[str]) -> Experiment:
+    from da_leukemia.config import load_experiment
+
+    file = Path(path)
+    return load_experiment(file / "experiment.yaml" if file.is_dir() else file, settings)
+
+
+# --- sweep -----------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    experiment = _load(arguments.experiment, arguments.settings)
+    from da_leukemia.sweep import run
+
+    return run(experiment)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.status import as_json, plan_text
+
+    experiment = _load(arguments.experiment, arguments.settings)
+    print(json.dumps(as_json(experiment), indent=1) if arguments.json else plan_text(experiment))
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.conduct import again
+    from da_leukemia.sweep.status import as_json, status_text
+
+    experiment = _load(arguments.experiment, arguments.settings)
+    if arguments.json:
+        print(json.dumps(as_json(experiment), indent=1))
+    else:
+        print(status_text(experiment, again(arguments.experiment, arguments.settings)))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.conduct import report
+
+    report(_load(arguments.experiment, arguments.settings))
+    return 0
+
+
+# --- one job ---------------------------------------------------------------------------------
+
+_CHOICES = {"source": "sources", "target": "targets", "method": "methods", "seed": "seeds"}
+"""Settings of `train` that choose a job -> the experiment's list that they narrow."""
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.conduct import run_one
+    from da_leukemia.sweep.ledger import job_folder
+
+    chosen: dict[str, str] = {}
+    settings = []
+    for text in arguments.settings:
+        key, _, value = text.partition("=")
+        if key in _CHOICES:
+            chosen[key] = value
+        else:
+            settings.append(text)
+    narrowed = [f"{_CHOICES[key]}=[{value}]" for key, value in chosen.items() if value]
+    experiment = _load(arguments.experiment, [*settings, *narrowed])
+    job = _choose(experiment, chosen)
+    folder = job_folder(experiment.folder, job.hash)
+    print(f"{folder}", file=sys.stderr)
+    try:
+        result = run_one(experiment, job)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    print(_scores({name: test["metrics"] for name, test in result["tests"].items()}))
+    return 0
+
+
+def _choose(experiment: Experiment, chosen: dict[str, str]) -> Job:
+    from da_leukemia.sweep.plan import label, make_plan
+
+    jobs = make_plan(experiment)
+    if "target" in chosen:
+        fitting = [job for job in jobs if (job.target or "") == chosen["target"]]
+        if not fitting:
+            raise UserError(
+                f"target={chosen['target']}: {', '.join(experiment.methods)} does not fit it; "
+                "source-only methods take no target, all others need one"
+            )
+        jobs = fitting
+    if len(jobs) > 1:
+        listed = "\n".join(f"  {label(job)}" for job in jobs)
+        raise UserError(
+            f"choose one job with source=, target=, method= and seed=; these fit:\n{listed}"
+        )
+    return jobs[0]
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    folder: Path = arguments.folder
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: no job's folder (there is no config.yaml in it)")
+    from da_leukemia.sweep.worker import evaluate_job
+
+    metrics = evaluate_job(folder, arguments.domain)
+    print(json.dumps(metrics, indent=1) if arguments.json else _scores(metrics))
+    return 0
+
+
+def _scores(tests: dict[str, dict[str, Any]]) -> str:
+    """Return the single numbers of each device as a table."""
+    names = list(
+        dict.fromkeys(
+            name
+            for metrics in tests.values()
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        )
+    )
+    width = max(map(len, tests), default=0)
+    lines = ["  ".join([" " * width, *names])]
+    for domain, metrics in tests.items():
+        cells = [_number(metrics.get(name)).rjust(len(name)) for name in names]
+        lines.append("  ".join([domain.ljust(width), *cells]))
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value) if isinstance(value, int) else "-"
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from omegaconf import OmegaConf
+
+    from da_leukemia.errors import ConfigError
+    from da_leukemia.simulate import DOMAINS, simulate
+    from da_leukemia.sweep.conduct import bar
+    from da_leukemia.sweep.local import cpus
+
+    settings: dict[str, Any] = {
+        "domains": list(DOMAINS),
+        "patients": 6,
+        "fields_per_patient": 10,
+        "seed": 0,
+        "workers": cpus(),
+    }
+    problems = []
+    for text in arguments.settings:
+        key, separator, value = text.partition("=")
+        if not separator:
+            problems.append(f"{text!r}: expected key=value")
+            continue
+        if key not in settings:
+            problems.append(f"{key}: unknown key{did_you_mean(key, settings)}")
+            continue
+        read = OmegaConf.to_container(OmegaConf.from_dotlist([text]))[key]  # type: ignore[index]
+        if key == "domains":
+            read = [read] if isinstance(read, str) else read
+            fits = isinstance(read, list) and all(isinstance(name, str) for name in read)
+        else:
+            fits = isinstance(read, int) and not isinstance(read, bool)
+        if not fits:
+            wanted = "[NAME, ...]" if key == "domains" else "a whole number"
+            problems.append(f"{key}: expected {wanted}, got {value!r}")
+        settings[key] = read
+    if problems:
+        raise ConfigError(problems)
+    with bar("rendering") as progress:
+        print(simulate(arguments.out, **settings, progress=progress))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from da_leukemia.data.check import check, render
+    from da_leukemia.labels import LABEL_SPACES, get_label_space
+
+    space = {}
+    if arguments.label_space is not None:
+        if arguments.label_space not in LABEL_SPACES:
+            hint = did_you_mean(arguments.label_space, LABEL_SPACES)
+            raise UserError(f"--label-space: unknown {arguments.label_space!r}{hint}")
+        space["space"] = get_label_space(arguments.label_space)
+    report = check(arguments.path, arguments.format, **space)
+    print(json.dumps(report.to_dict(), indent=1) if arguments.json else render(report))
+    return report.exit_code
