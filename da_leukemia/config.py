@@ -257,10 +257,9 @@ def _load_extended(path: Path, chain: tuple[Path, ...] = ()) -> DictConfig:
         raise ConfigError(f"{path}: extends: expected a file or a list of files, got {bases!r}")
     merged = OmegaConf.create({})
     for base in bases:
-        merged = OmegaConf.merge(merged, _load_extended(path.parent / base, (*chain, path)))
-    out = OmegaConf.merge(merged, OmegaConf.create(content))
-    assert isinstance(out, DictConfig)
-    return out
+        extended = _load_extended(path.parent / base, (*chain, path))
+        merged = typing.cast(DictConfig, OmegaConf.merge(merged, extended))
+    return typing.cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(content)))
 
 
 # --- checking --------------------------------------------------------------------------------
@@ -297,7 +296,7 @@ def _problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
                 if inner is None:
                     continue
                 if isinstance(inner, Mapping):
-                    yield from _problems(arguments[1], inner, f"{where}.{name}.")
+                    yield from _problems(typing.cast(type, arguments[1]), inner, f"{where}.{name}.")
                 else:
                     yield f"{where}.{name}: expected a section of settings, got {inner!r}"
             continue
@@ -444,7 +443,9 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
 def _check_numbers(experiment: Experiment) -> list[str]:
     problems = []
     data, trainer, detector = experiment.data, experiment.trainer, experiment.detector
-    if data.image_size % max(detector.strides) or data.image_size <= 0:
+    if min(detector.strides, default=0) < 1:
+        problems.append(f"detector.strides: expected numbers above 0, got {detector.strides}")
+    elif data.image_size % max(detector.strides) or data.image_size <= 0:
         problems.append(
             f"data.image_size: {data.image_size} is no positive multiple of the largest stride "
             f"{max(detector.strides)}"

@@ -63,7 +63,6 @@ class MeanTeacher:
             ignored.
         burn_in: share of training before the target joins.
         ramp: share of training over which the weight rises after burn-in.
-        box_weight: factor of the box loss on pseudo-labels (0 in Deng et al. / Li et al.).
     """
 
     weight: float = 1.0
@@ -71,7 +70,6 @@ class MeanTeacher:
     negative: float = 0.2
     burn_in: float = 0.3
     ramp: float = 0.1
-    box_weight: float = 0.0
 
 
 COMPONENTS: dict[str, type] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +156,7 @@ class EpochSampler(Sampler[list[int]]):
     def _permutation(self, number: int) -> NDArray[np.int64]:
         return np.random.default_rng((self.seed, number)).permutation(self.length)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]  # Sampler's own iterator type is private
+    def __iter__(self) -> Iterator[list[int]]:
         """Yield lists of indices."""
         first = self.epoch * self.batches * self.batch_size
         last = first + self.batches * self.batch_size

@@ -50,6 +50,9 @@ class AttributeHead(nn.Module):
         out: Tensor = self.classify(pooled).view(batch, count, -1)
         return out
 
+    def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(logits, list(self.sizes), -1)
+
     def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
         """Mean cross-entropy over attributes and boxes that are known.
 
@@ -58,7 +61,7 @@ class AttributeHead(nn.Module):
             truth: ``(B, M, A)`` codes, -1 = missing (masked one by one).
         """
         total = logits.new_zeros(())
-        for part, codes in zip(logits.split(self.sizes, -1), truth.unbind(-1), strict=True):
+        for part, codes in zip(self._split(logits), truth.unbind(-1), strict=True):
             losses = F.cross_entropy(
                 part.flatten(0, 1).float(), codes.flatten(), ignore_index=-1, reduction="sum"
             )
@@ -68,4 +71,4 @@ class AttributeHead(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Softmax within each attribute, concatenated: ``(B, M, sum(sizes))``."""
-        return torch.cat([p.float().softmax(-1) for p in logits.split(self.sizes, -1)], -1)
+        return torch.cat([p.float().softmax(-1) for p in self._split(logits)], -1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class Backbone(nn.Module):
             known = timm.list_models()
             raise ConfigError(f"detector.backbone: timm has no {name!r}{did_you_mean(name, known)}")
         try:
-            probe = timm.create_model(name, features_only=True, pretrained=False)
+            probe: Any = timm.create_model(name, features_only=True, pretrained=False)
         except Exception as error:  # timm raises whatever the architecture does
             raise ConfigError(
                 f"detector.backbone: {name!r} gives no feature maps ({error}); take a "

@@ -74,9 +74,10 @@ class Head(nn.Module):
         self.scale = nn.Parameter(torch.ones(levels))
         for layer in (self.score, self.distance):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
         # Start from "almost everything is background" (RetinaNet's prior), and from boxes four
         # strides wide, the middle of a level's range.
+        assert self.score.bias is not None
+        assert self.distance.bias is not None
         nn.init.constant_(self.score.bias, -math.log((1 - 0.01) / 0.01))
         nn.init.constant_(self.distance.bias, math.log(2.0))
 
@@ -154,7 +155,11 @@ class OneStageDetector(nn.Module):
             points.append(point)
             strides.append(point.new_full((len(point),), stride))
         return Outputs(
-            features, torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(points), torch.cat(strides)
+            features,
+            torch.cat(scores, 1),
+            torch.cat(boxes, 1),
+            torch.cat(points),
+            torch.cat(strides),
         )
 
     def loss(

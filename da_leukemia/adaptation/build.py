@@ -1,0 +1,30 @@
+"""From a method's settings to its components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from da_leukemia.adaptation import settings as s
+from da_leukemia.adaptation.adversarial import Adversarial
+from da_leukemia.adaptation.appearance import Fourier, Histogram
+from da_leukemia.adaptation.base import Component
+from da_leukemia.adaptation.mean_teacher import MeanTeacher
+from da_leukemia.config import active_components
+from da_leukemia.models.one_stage import OneStageDetector
+
+_BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
+    "adversarial": lambda x, d: Adversarial(x, d.channels, len(d.strides)),
+    "fourier": lambda x, d: Fourier(x),
+    "histogram": lambda x, d: Histogram(x),
+    "mean_teacher": lambda x, d: MeanTeacher(x),
+}
+
+
+def build_components(method: s.Method, detector: OneStageDetector) -> list[Component]:
+    """Build the components of a method that are not switched off by a zero strength."""
+    built = []
+    for given in active_components(method):
+        kind = given.pop("name")
+        built.append(_BUILDERS[kind](s.COMPONENTS[kind](**given), detector))
+    return built

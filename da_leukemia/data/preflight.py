@@ -1,0 +1,65 @@
+"""Everything about an experiment's data that can be known to fail before training starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from da_leukemia.config import Experiment
+from da_leukemia.data.datamodules import read_experiment_data
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.errors import ConfigError, DataError
+
+
+def preflight(experiment: Experiment) -> None:
+    """Read the labels of every device and refuse what would fail or corrupt a result later.
+
+    Raises:
+        ConfigError: the backbone or its strides do not exist.
+        DataError: every problem found, with examples.
+    """
+    root = Path(experiment.data.root)
+    if not root.is_dir():
+        raise DataError(
+            f"data.root: {root}: no such folder; give it as data.root=PATH on the command line"
+        )
+    _check_backbone(experiment)
+    indexes, split = read_experiment_data(experiment.data)
+    problems = []
+    for name, index in indexes.items():
+        problems += _problems(index)
+        parts = {p: len(split.select(index, p)) for p in ("train", "test")}
+        if name in (experiment.tests or []) and not parts["test"]:
+            problems.append(f"{name}: no field in the test part; see data.split")
+        if name in (experiment.sources or []):
+            train = split.select(index, "train")
+            if not parts["train"]:
+                problems.append(f"{name}: no field in the training part; see data.split")
+            elif not any((f.labels >= 0).any() for f in train.fields):
+                problems.append(
+                    f"{name}: is a source but has no labelled cell of label space "
+                    f"{experiment.data.label_space!r} in its training part; give it labels, or set "
+                    f"data.domains.{name}.labels=test_only"
+                )
+    if problems:
+        raise DataError(problems)
+
+
+def _problems(index: FieldIndex) -> list[str]:
+    if not len(index):
+        return [f"{index.domain}: no images; is data.domains.{index.domain}.root right?"]
+    return [
+        f"{index.domain}: {f.message} ({f.count}): {'; '.join(f.examples[:3])}"
+        for f in index.findings
+        if f.severity == "error"
+    ]
+
+
+def _check_backbone(experiment: Experiment) -> None:
+    """Build the backbone without weights: a misspelt name must not wait for the first job."""
+    from da_leukemia.models.backbone import Backbone
+
+    settings = experiment.detector
+    strides = tuple(sorted(settings.strides))
+    if len(set(strides)) != len(strides):
+        raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
+    Backbone(settings.backbone, strides)

@@ -1,0 +1,60 @@
+"""From settings to a detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from da_leukemia.config import Detector
+from da_leukemia.errors import ConfigError
+from da_leukemia.labels import LabelSpace
+from da_leukemia.models.backbone import Backbone
+from da_leukemia.models.one_stage import OneStageDetector
+
+
+def build_detector(settings: Detector, space: LabelSpace) -> OneStageDetector:
+    """Build the detector, with random weights unless the settings say otherwise.
+
+    Raises:
+        ConfigError: unknown backbone, missing stride, unreadable or unsuitable weights.
+    """
+    backbone = Backbone(
+        settings.backbone, tuple(sorted(settings.strides)), pretrained=settings.pretrained
+    )
+    detector = OneStageDetector(
+        backbone,
+        len(space.classes),
+        space.attribute_sizes,
+        channels=settings.channels,
+        depth=settings.depth,
+        attribute_weight=settings.attribute_weight,
+        attribute_gradient=settings.attribute_gradient,
+        score_threshold=settings.score_threshold,
+        nms_iou=settings.nms_iou,
+        max_detections=settings.max_detections,
+    )
+    if settings.init_from:
+        load_weights(detector, Path(settings.init_from))
+    return detector
+
+
+def load_weights(detector: OneStageDetector, path: Path) -> None:
+    """Start from the tested weights of an earlier run; what does not fit by shape is left out.
+
+    Raises:
+        ConfigError: no such file, no checkpoint of ours, or nothing in it fits.
+    """
+    if not path.is_file():
+        raise ConfigError(f"detector.init_from: {path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # pickle, zip and key errors all mean the same here
+        raise ConfigError(f"detector.init_from: {path}: no checkpoint of ours ({error})") from error
+    prefix = "ema.model." if any(k.startswith("ema.model.") for k in state) else "detector."
+    given = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    own = detector.state_dict()
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise ConfigError(f"detector.init_from: {path}: none of its weights fit this detector")
+    detector.load_state_dict(fitting, strict=False)

@@ -1,0 +1,337 @@
+"""One job from its folder to its `result.json`. Importing this imports torch and lightning."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from da_leukemia import __version__
+from da_leukemia.adaptation.build import build_components
+from da_leukemia.config import Job, Trainer, load_job
+from da_leukemia.data.batches import LabelledBatch
+from da_leukemia.data.datamodules import (
+    AdaptationDataModule,
+    DomainDataModule,
+    read_experiment_data,
+)
+from da_leukemia.data.dataset import FieldDataset
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.splits import Split
+from da_leukemia.errors import DataError, UserError
+from da_leukemia.evaluation import EVALUATOR_VERSION, evaluate
+from da_leukemia.evaluation.records import FieldRecord, save_records
+from da_leukemia.labels import get_label_space
+from da_leukemia.models.factory import build_detector
+from da_leukemia.sweep.ledger import write_json
+from da_leukemia.tasks.callbacks import JobLog
+from da_leukemia.tasks.detection import DetectionTask
+from da_leukemia.tasks.samples import sample_fields
+
+if TYPE_CHECKING:
+    from da_leukemia.tracking.wandb_run import TrackedRun
+
+RESULT_VERSION = 1
+_VERSIONED = ("torch", "torchvision", "lightning", "timm", "kornia", "faster-coco-eval", "numpy")
+
+
+def run_job(folder: Path) -> None:
+    """Train (or go on training) the job in ``folder`` and test it on every device it names.
+
+    Idempotent: a finished training is only tested on devices that are missing.
+
+    Raises:
+        UserError: data or settings that cannot be used, or a diverging loss.
+    """
+    started = time.monotonic()
+    job = load_job(folder / "config.yaml")
+    torch.set_num_threads(job.trainer.threads)
+    _quiet()
+    indexes, split = read_experiment_data(job.data)
+    task = build_task(job)
+    tracker = None
+    if job.tracking == "wandb":
+        from da_leukemia.tracking.wandb_run import start_job
+
+        tracker = start_job(job, folder)
+    try:
+        train_seconds = _train(job, task, indexes, split, folder, tracker)
+        log = JobLog(folder, job.trainer.steps)
+        log.say("test", job.trainer.steps)
+        begun = time.monotonic()
+        tests = test_domains(job, task, indexes, split, folder, job.tests)
+        result = {
+            "version": RESULT_VERSION,
+            "job": job.hash,
+            "method": job.method_name,
+            "source": job.source,
+            "target": job.target,
+            "seed": job.seed,
+            "label_space": job.data.label_space,
+            "classes": list(get_label_space(job.data.label_space).classes),
+            "tests": tests,
+            "config": _config(folder),
+            "versions": _versions(),
+            "data": _data_facts(job, indexes, split),
+            "device": _device_name(),
+            "timings": {
+                "train_s": round(train_seconds, 2),
+                "test_s": round(time.monotonic() - begun, 2),
+                "total_s": round(time.monotonic() - started, 2),
+            },
+        }
+        (folder / "split.json").write_text(split.to_json())
+        if tracker is not None:
+            tracker.log_samples(sorted((folder / "samples").glob("*.json")))
+            tracker.finish(
+                {f"{d}/{k}": v for d, t in tests.items() for k, v in t["metrics"].items()}
+            )
+            tracker = None
+        write_json(folder / "result.json", result)
+    finally:
+        if tracker is not None:
+            tracker.finish({})
+
+
+def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Test a finished job's checkpoint again.
+
+    Args:
+        folder: of the job.
+        domains: devices to test on; those of the job by default.
+
+    Returns:
+        Metrics by device, as in ``result.json``. Nothing is written.
+
+    Raises:
+        UserError: no checkpoint in the folder, or an unknown device.
+    """
+    job = load_job(folder / "config.yaml")
+    torch.set_num_threads(job.trainer.threads)
+    _quiet()
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no checkpoint; the job has not been trained yet")
+    wanted = list(domains) or job.tests
+    unknown = [d for d in wanted if d not in job.data.domains]
+    if unknown:
+        raise UserError(f"unknown device {unknown[0]!r}; known: {', '.join(job.data.domains)}")
+    indexes, split = read_experiment_data(job.data)
+    task = build_task(job)
+    task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    return {
+        d: evaluate(
+            predict_domain(job, task, indexes[d], split),
+            get_label_space(job.data.label_space),
+            _labelled(indexes[d]),
+        )
+        for d in wanted
+    }
+
+
+def build_task(job: Job) -> DetectionTask:
+    """Build detector, components and task; the random weights depend on the seed only."""
+    L.seed_everything(job.seed, verbose=False)
+    if job.trainer.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling every fresh tensor with NaN is for finding bugs, and costs a seventh of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    detector = build_detector(job.detector, get_label_space(job.data.label_space))
+    if job.trainer.compile:
+        detector.compile()
+    return DetectionTask(
+        detector.to(memory_format=torch.channels_last),
+        build_components(job.method, detector),
+        trainer=job.trainer,
+        augmentation=job.augmentation,
+        strong=job.method.augmentation == "strong",
+        ema=job.method.ema,
+        seed=job.seed,
+    )
+
+
+def _train(
+    job: Job,
+    task: DetectionTask,
+    indexes: dict[str, FieldIndex],
+    split: Split,
+    folder: Path,
+    tracker: TrackedRun | None,
+) -> float:
+    """Fit to the last step, from the last checkpoint if there is one. Returns seconds."""
+    begun = time.monotonic()
+    space = get_label_space(job.data.label_space)
+    common: dict[str, Any] = {
+        "split": split,
+        "space": space,
+        "size": job.data.image_size,
+        "trainer": job.trainer,
+        "seed": job.seed,
+    }
+    source = indexes[job.source]
+    needs_target = job.target is not None and len(task.components) > 0
+    data: DomainDataModule
+    if needs_target and job.target is not None:
+        data = AdaptationDataModule(source, target=indexes[job.target], **common)
+    else:
+        data = DomainDataModule(source, **common)
+    task.validation = data.parts["validation"]
+    checkpoints = folder / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    epochs = -(-job.trainer.steps // job.trainer.epoch_steps)
+    callback = ModelCheckpoint(
+        dirpath=checkpoints,
+        filename="last",
+        save_top_k=1,
+        monitor=None,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    validates = len(data.parts["validation"]) > 0 and job.trainer.validate_every > 0
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        limit_val_batches=1.0 if validates else 0,
+        check_val_every_n_epoch=job.trainer.validate_every if validates else 1,
+        num_sanity_val_steps=0,
+        gradient_clip_val=job.trainer.clip or None,
+        callbacks=[callback, JobLog(folder, job.trainer.steps, tracker and tracker.log)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator=job.trainer.accelerator,
+        devices=1,
+        precision=_precision(job.trainer),  # type: ignore[arg-type]
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        plugins=[LightningEnvironment()],
+    )
+    trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+    return time.monotonic() - begun
+
+
+def _precision(trainer: Trainer) -> str:
+    if trainer.precision != "auto":
+        return trainer.precision
+    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _labelled(index: FieldIndex) -> tuple[int, ...]:
+    """Classes that the device labels in any of its fields."""
+    return tuple(sorted({c for f in index.fields for c in f.labelled_classes}))
+
+
+def predict_domain(
+    job: Job, task: DetectionTask, index: FieldIndex, split: Split, part: str = "test"
+) -> list[FieldRecord]:
+    """Detect on every field of a part of a device."""
+    space = get_label_space(job.data.label_space)
+    data = FieldDataset(list(split.select(index, part)), space, job.data.image_size)
+    if not len(data):
+        raise DataError(f"{index.domain}: no field to test on; see data.split")
+    task.eval()
+    device = torch.device("cpu")
+    if job.trainer.accelerator != "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda")
+    task.to(device)
+    records: list[FieldRecord] = []
+    for first in range(0, len(data), job.trainer.batch_size):
+        indices = list(range(first, min(first + job.trainer.batch_size, len(data))))
+        batch: LabelledBatch = data.labelled(indices).to(device)
+        records += task.predict_fields(batch, data)
+    return records
+
+
+def test_domains(
+    job: Job,
+    task: DetectionTask,
+    indexes: dict[str, FieldIndex],
+    split: Split,
+    folder: Path,
+    domains: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """Test on each device; write the records and some sample fields beside the result."""
+    space = get_label_space(job.data.label_space)
+    (folder / "records").mkdir(exist_ok=True)
+    (folder / "samples").mkdir(exist_ok=True)
+    tests = {}
+    for domain in domains:
+        records = predict_domain(job, task, indexes[domain], split)
+        path = Path("records") / f"{domain}.npz"
+        save_records(folder / path, records)
+        fields = {f.key: f for f in indexes[domain].fields}
+        samples = sample_fields(records, fields, space)
+        write_json(folder / "samples" / f"{domain}.json", samples)
+        metrics = evaluate(records, space, _labelled(indexes[domain]))
+        tests[domain] = {"metrics": metrics, "records": str(path)}
+    return tests
+
+
+# --- provenance --------------------------------------------------------------------------------
+
+
+def _config(folder: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+
+
+def _versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in _VERSIONED}
+    return {
+        "da_leukemia": __version__,
+        "evaluator": str(EVALUATOR_VERSION),
+        "python": platform.python_version(),
+        **found,
+    }
+
+
+def _data_facts(job: Job, indexes: dict[str, FieldIndex], split: Split) -> dict[str, Any]:
+    """Say which fields were trained on, and fingerprint them and their labels."""
+    train = split.select(indexes[job.source], "train")
+    digest = hashlib.sha256()
+    for field in sorted(train.fields, key=lambda f: f.key):
+        digest.update(field.key.encode())
+        digest.update(field.boxes.tobytes() + field.labels.tobytes() + field.attributes.tobytes())
+    facts: dict[str, Any] = {
+        "fingerprint": digest.hexdigest()[:16],
+        "split": split.fingerprint,
+        "train_fields": len(train),
+        "train_boxes": sum(len(f.labels) for f in train.fields),
+    }
+    if job.target is not None:
+        facts["target_images"] = len(split.select(indexes[job.target], "train"))
+    return facts
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def _quiet() -> None:
+    """Keep Lightning's advice out of the log; what is wrong is raised, not hinted."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read a job's result."""
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result

@@ -1,0 +1,279 @@
+"""`DetectionTask`: training and testing of a detector, alone or under adaptation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from da_leukemia.adaptation.base import Component, StepContext
+from da_leukemia.config import Augmentation, Trainer
+from da_leukemia.data.batches import LabelledBatch, UnlabelledBatch
+from da_leukemia.data.dataset import FieldDataset
+from da_leukemia.data.views import (
+    Draw,
+    generator_for,
+    strong_photometry,
+    warp_images,
+    warp_targets,
+    weak_geometry,
+)
+from da_leukemia.errors import UserError
+from da_leukemia.evaluation import evaluate
+from da_leukemia.evaluation.records import FieldRecord
+from da_leukemia.models.ema import MovingAverage
+from da_leukemia.models.one_stage import Detections, OneStageDetector, Outputs
+
+# Purposes of random numbers (see `generator_for`): the source's do not shift when a target joins,
+# so that a run with every adaptation weight at zero is its source-only twin to the last bit.
+_SOURCE, _TARGET, _COMPONENTS = 0, 1, 2
+
+
+class DivergedError(UserError):
+    """A loss became infinite or not a number."""
+
+
+class DetectionTask(L.LightningModule):
+    """Trains a detector on a labelled source, with any list of adaptation components.
+
+    Batches are ``{"source": LabelledBatch}`` or ``{"source": ..., "target": UnlabelledBatch}``.
+
+    Args:
+        detector: the network.
+        components: adaptation components; empty for source-only.
+        trainer: optimisation settings.
+        augmentation: what the views look like.
+        strong: learn from the strong view of the source (else from the weak one).
+        ema: test the moving average of the weights (else the last ones).
+        seed: of the views.
+    """
+
+    def __init__(
+        self,
+        detector: OneStageDetector,
+        components: Sequence[Component] = (),
+        *,
+        trainer: Trainer,
+        augmentation: Augmentation,
+        strong: bool = True,
+        ema: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.components = torch.nn.ModuleList(components)
+        self.settings = trainer
+        self.augmentation = augmentation
+        self.strong = strong
+        self.seed = seed
+        self.tests_average = ema
+        needs_average = ema or any(c.needs_teacher for c in components)
+        self.ema = MovingAverage(detector, trainer.ema) if needs_average else None
+        self.validation: FieldDataset | None = None
+        self._records: list[FieldRecord] = []
+
+    @property
+    def tested(self) -> OneStageDetector:
+        """The weights that are validated and tested."""
+        if self.tests_average and self.ema is not None:
+            return self.ema.network
+        return self.detector
+
+    # --- training ----------------------------------------------------------------------------
+
+    def _views(
+        self, batch: LabelledBatch | UnlabelledBatch, draw: Draw, strong: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return geometry, weak view and strong view (the weak one where it is not wanted)."""
+        size = batch.images.shape[-1]
+        images = batch.images.float().div(255).contiguous(memory_format=torch.channels_last)
+        geometry = weak_geometry(len(images), size, self.augmentation, draw)
+        weak = warp_images(images, batch.fill.float() / 255, geometry)
+        return geometry, weak, strong_photometry(weak, self.augmentation, draw) if strong else weak
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One step: views, restyling, one forward pass over both devices, all losses."""
+        del batch_idx
+        step, device = self.global_step, self.device
+        progress = min(1.0, step / max(1, self.settings.steps))
+        source: LabelledBatch = batch["source"]
+        target: UnlabelledBatch | None = batch.get("target")
+        draw = Draw(generator_for(self.seed, step, _SOURCE, device), device)
+        own = Draw(generator_for(self.seed, step, _COMPONENTS, device), device)
+
+        weak_target = strong_target = None
+        size = source.images.shape[-1]
+        if target is not None:
+            other = Draw(generator_for(self.seed, step, _TARGET, device), device)
+            wanted = any(c.wants_target(progress) for c in self._components)
+            _, weak_target, strong_target = self._views(target, other, self.strong and wanted)
+            if not wanted:
+                strong_target = None
+
+        geometry, images, _ = self._views(source, draw, False)
+        if weak_target is not None:
+            for component in self._components:
+                images = component.restyle(images, weak_target, own)
+        if self.strong:
+            images = strong_photometry(images, self.augmentation, draw)
+        targets = warp_targets(source.targets, geometry, size)
+
+        count = len(images)
+        if strong_target is not None:
+            images = torch.cat([images, strong_target])
+        outputs = self.detector(images.contiguous(memory_format=torch.channels_last))
+        on_source = outputs.select(slice(0, count))
+        on_target = outputs.select(slice(count, None)) if strong_target is not None else None
+        losses = self.detector.loss(on_source, targets)
+        losses |= self._adaptation_losses(on_source, on_target, weak_target, progress, own)
+
+        total = torch.stack(list(losses.values())).sum()
+        self.log_dict(
+            {f"train/{k}": v.detach() for k, v in losses.items()}, on_epoch=True, on_step=False
+        )
+        self.log("train/loss", total.detach(), on_epoch=True, on_step=False)
+        self._watch(losses, total)
+        return total
+
+    @property
+    def _components(self) -> list[Component]:
+        return list(self.components)  # type: ignore[arg-type]  # ModuleList knows only Module
+
+    def _adaptation_losses(
+        self,
+        source: Outputs,
+        target: Outputs | None,
+        weak: Tensor | None,
+        progress: float,
+        draw: Draw,
+    ) -> dict[str, Tensor]:
+        if not len(self.components):
+            return {}
+        context = StepContext(
+            detector=self.detector,
+            teacher=self.ema.network if self.ema is not None else None,
+            progress=progress,
+            draw=draw,
+            source=source,
+            target=target,
+            target_weak=weak,
+            log=lambda name, value: self.log(name, value, on_epoch=True, on_step=False),
+        )
+        losses: dict[str, Tensor] = {}
+        for component in self._components:
+            losses |= component.losses(context)
+        return losses
+
+    def _watch(self, losses: dict[str, Tensor], total: Tensor) -> None:
+        """Stop on a diverging loss and say which. Asked once in 50 steps: asking synchronises."""
+        if self.global_step % 50 and total.device.type != "cpu":
+            return
+        if not bool(torch.isfinite(total)):
+            bad = [k for k, v in losses.items() if not bool(torch.isfinite(v))]
+            raise DivergedError(
+                f"step {self.global_step}: the loss of {', '.join(bad)} is not finite. The last "
+                "checkpoint is kept; lower trainer.learning_rate or the component's weight"
+            )
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Let the average follow."""
+        del args
+        if self.ema is not None:
+            self.ema.update(self.detector)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, linear warm-up, cosine decay, both in steps."""
+        settings = self.settings
+        decayed = [p for p in self._trainable() if p.ndim > 1]
+        plain = [p for p in self._trainable() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=settings.learning_rate,
+            weight_decay=0.0,
+        )
+        warmup = max(1, round(settings.warmup * settings.steps))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            share = min(1.0, (step - warmup) / max(1, settings.steps - warmup))
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _trainable(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    # --- testing -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict_fields(self, batch: LabelledBatch, data: FieldDataset) -> list[FieldRecord]:
+        """Detect on a batch and return records in pixels of the stored images."""
+        images = batch.images.float().div(255).contiguous(memory_format=torch.channels_last)
+        outputs = self.tested(images)
+        found = self.tested.decode(outputs)
+        return to_records(found, batch.index.tolist(), data)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._records = []
+        self.tested.eval()
+
+    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
+        """Collect detections on the source's validation fields."""
+        del batch_idx
+        assert self.validation is not None
+        self._records += self.predict_fields(batch, self.validation)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score them."""
+        assert self.validation is not None
+        if not self._records:
+            return
+        labelled = self.validation.fields[0].labelled_classes
+        scores = evaluate(self._records, self.validation.space, labelled)
+        for name in ("ap50", "ap50_95", "attribute_f1"):
+            if scores[name] is not None:
+                self.log(f"val/{name}", float(scores[name]))
+
+
+def to_records(found: Detections, indices: Sequence[int], data: FieldDataset) -> list[FieldRecord]:
+    """Map detections of a batch back to the stored images and put the truth beside them."""
+    boxes, scores = found.boxes.float().cpu().numpy(), found.scores.float().cpu().numpy()
+    labels, mask = found.labels.cpu().numpy(), found.mask.cpu().numpy()
+    attributes = found.attributes.float().cpu().numpy()
+    records = []
+    for row, index in enumerate(indices):
+        field = data.fields[index]
+        real = mask[row]
+        # The square input may reach past the image: nothing is found outside it.
+        limit = np.array([field.width, field.height] * 2, np.float32)
+        inside = np.clip(boxes[row][real] / data.scale(index), 0, limit)
+        records.append(
+            FieldRecord(
+                key=field.key,
+                group=field.group,
+                true_boxes=field.boxes,
+                true_labels=field.labels,
+                true_attributes=field.attributes,
+                boxes=inside.astype(np.float32),
+                scores=scores[row][real],
+                labels=labels[row][real],
+                attribute_probs=attributes[row][real],
+                region=field.annotated_region,
+            )
+        )
+    return records
