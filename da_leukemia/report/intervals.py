@@ -114,11 +114,16 @@ class Bootstrap:
         makes a patient hard for every detector does not widen the interval.
         """
         by_run = {r.run: r for r in results}
+        seeds: dict[tuple[str, str, str], set[int]] = {}
+        for run in by_run:
+            seeds.setdefault(run[:3], set()).add(run.seed)
         pairs: dict[Pair, list[tuple[Result, Result]]] = {}
         for run in sorted(by_run):
             twin = by_run.get(run._replace(method=FAIR, target=""))
             if run.target in (run.source, "") or twin is None:
                 continue
+            if seeds[run[:3]] != seeds[FAIR, run.source, ""]:
+                continue  # the means compared elsewhere would be over other seeds
             if run.target in by_run[run].content["tests"] and run.target in twin.content["tests"]:
                 pairs.setdefault(run[:3], []).append((by_run[run], twin))
         gains = {}

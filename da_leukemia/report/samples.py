@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ from da_leukemia.report.headlines import reference_method
 from da_leukemia.sweep.matrix import Result
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
@@ -142,8 +144,13 @@ def choose(contents: Contents) -> list[tuple[str, list[Sample]]]:
     return chosen
 
 
-def draw(sample: Sample) -> bytes:
+def draw(sample: Sample, legend: bool = False) -> bytes:
     """Return a JPEG: true boxes dashed and white, detections coloured by score and numbered.
+
+    Args:
+        sample: what to draw.
+        legend: write the attributes of every detection below the field, for where no text can
+            stand beside the picture.
 
     Raises:
         OSError: the image cannot be read.
@@ -169,9 +176,31 @@ def draw(sample: Sample) -> bytes:
         taken.append(place)
         pen.rectangle(place, fill=paper, outline="#000000")
         pen.text((place[0] + 4, place[1] + 2), text, fill=ink, font=font)
+    if legend:
+        picture = _with_legend(picture, sample.findings)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=80, optimize=True)
     return out.getvalue()
+
+
+def _with_legend(picture: Image, findings: Sequence[Finding]) -> Image:
+    from PIL import Image, ImageDraw
+
+    lines = []
+    for f in findings:
+        values = [f"{name.replace('_', ' ')} {value}" for name, (value, _) in f.attributes.items()]
+        lines += textwrap.wrap(
+            f"{f.number} {f.type} {f.score:.2f}{': ' if values else ''}{', '.join(values)}",
+            width=100,
+            subsequent_indent="    ",
+        )
+    font, line = _font(13), 18
+    whole = Image.new("RGB", (picture.width, picture.height + line * len(lines) + 12), "#ffffff")
+    whole.paste(picture)
+    pen = ImageDraw.Draw(whole)
+    for i, text in enumerate(lines):
+        pen.text((8, picture.height + 6 + i * line), text, fill="#111111", font=font)
+    return whole
 
 
 def _ordered(box: Sequence[float]) -> list[float]:

@@ -1,0 +1,200 @@
+"""The sections of the page below the matrices."""
+
+from __future__ import annotations
+
+import base64
+from statistics import fmean
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from da_leukemia.report.contents import Contents
+from da_leukemia.report.headlines import reference_method
+from da_leukemia.report.markup import breakable, escape, table
+from da_leukemia.report.samples import MIN_SCORE, Finding, Sample, choose, draw
+from da_leukemia.report.tables import (
+    GAP_HEADER,
+    SUMMARY_HEADER,
+    gap_cells,
+    missing_sentence,
+    refusals,
+    score,
+    summary_cells,
+)
+
+
+def gap_section(contents: Contents) -> str:
+    """Gap closed: by method, by pair, and why some are not given."""
+    gap = contents.gap
+    if not gap.gaps:
+        return ""
+    order = [s.method for s in gap.summaries]
+    best = order.index(gap.best.method) if gap.best is not None else -1
+    told = "".join(f"<li>{escape(reason)}</li>" for reason in refusals(gap))
+    pairs = table(GAP_HEADER, [gap_cells(g) for g in gap.gaps], words=3)
+    opened = " open" if len(gap.gaps) <= 12 else ""
+    return (
+        "<p>Gap closed = (adapted - fair source-only) / (oracle - fair source-only). Fair "
+        "source-only has the same steps, augmentation and averaging of weights and saw no image "
+        "of the tested device; the oracle is the same recipe trained on the tested device's own "
+        "labels. The ratio of means is the one to quote.</p>"
+        + table(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries], words=1, best=best)
+        + f"<details{opened}><summary>Every pair</summary>{pairs}"
+        "<p class='soft'>In brackets behind a gain: its 95 % interval, fair and adapted run "
+        "scored on the same resampled patients.</p></details>"
+        + (f"<p>Not given:</p><ul class='said'>{told}</ul>" if told else "")
+    )
+
+
+def details_section(contents: Contents) -> str:
+    """Scores by cell type and by attribute."""
+    parts = []
+    for section, key, title in (
+        ("per_class", "ap50", "Cell type (AP50)"),
+        ("per_attribute", "f1", "Attribute (macro-F1 on found cells)"),
+    ):
+        rows, header = _breakdown(contents, section, key, title.split(" (")[0])
+        if rows:
+            parts.append(f"<h3>{escape(title)}</h3>{table(header, rows, words=1)}")
+    if not parts:
+        return ""
+    return (
+        "<p>Means over seeds and pairs of devices. <i>Same</i>: tested on the device it was "
+        "trained on. <i>Other</i>: tested on another one, adapted to it where the method adapts."
+        "</p>" + "<br>".join(parts)
+    )
+
+
+def _breakdown(
+    contents: Contents, section: str, key: str, what: str
+) -> tuple[list[list[str]], list[str]]:
+    reference = reference_method(contents.matrix)
+    values: dict[str, dict[tuple[str, bool], list[float]]] = {}
+    truths: dict[str, dict[str, int]] = {}
+    for result in contents.results:
+        run = result.run
+        for test in result.content["tests"]:
+            if run.target not in ("", test):
+                continue
+            for name, entry in (result.metrics(test).get(section) or {}).items():
+                truths.setdefault(name, {})[test] = int(entry.get("truths") or 0)
+                if entry.get(key) is not None:
+                    place = values.setdefault(name, {})
+                    place.setdefault((run.method, run.source == test), []).append(entry[key])
+    columns = [(reference, True)] if reference else []
+    columns += [(method, False) for method in contents.matrix.methods]
+    header = [what, "cells", *(f"{m}, {'same' if s else 'other'}" for m, s in columns)]
+    rows = []
+    for name, counted in truths.items():
+        found: list[float | None] = []
+        for method, same in columns:
+            scores = values.get(name, {}).get((str(method), same))
+            found.append(fmean(scores) if scores else None)
+        rows.append([name, str(sum(counted.values())), *(score(v) for v in found)])
+    return rows, header
+
+
+# --- samples ---------------------------------------------------------------------------------
+
+
+def samples_section(contents: Contents) -> str:
+    """Sample fields of every device."""
+    blocks = []
+    for test, samples in choose(contents):
+        figures = "".join(_sample(sample) for sample in samples)
+        blocks.append(f'<h3>{breakable(test)}</h3><div class="pair">{figures}</div>')
+    if not blocks:
+        return ""
+    return (
+        "<p>White dashes: the true boxes. Coloured boxes: detections, dark for a low score and "
+        f"yellow for a high one; those below {MIN_SCORE} are left out. Under each picture the "
+        "attributes of every detection; what is wrong is marked with the truth behind it.</p>"
+        + "".join(blocks)
+    )
+
+
+def _sample(sample: Sample) -> str:
+    try:
+        data = base64.b64encode(draw(sample)).decode()
+    except OSError as error:
+        return f'<figure><figcaption class="warn">{escape(error)}</figcaption></figure>'
+    run = sample.result.run
+    goal = f", adapted to {run.target}" if run.target else ", not adapted"
+    found = "".join(_finding(f) for f in sample.findings)
+    alt = f"{sample.name}: {len(sample.truths)} true cells, {len(sample.findings)} detections"
+    return (
+        f'<figure><img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
+        f"<figcaption><b>{breakable(run.method)}</b>, trained on {breakable(run.source)}{breakable(goal)}, "
+        f"seed {run.seed}. {escape(alt)}.</figcaption>"
+        f'<ol class="found">{found}</ol></figure>'
+    )
+
+
+def _finding(finding: Finding) -> str:
+    truth = finding.truth
+    told = f"<b>{finding.number}</b> {escape(finding.type)} {finding.score:.2f}"
+    if truth is None:
+        told += ' <span class="neg">(no such cell)</span>'
+    elif truth.get("type") != finding.type:
+        told += f' <span class="neg">(truth: {escape(truth.get("type"))})</span>'
+    known: dict[str, Any] = (truth or {}).get("attributes") or {}
+    said = []
+    for name, (value, _) in finding.attributes.items():
+        words = f"{escape(name.replace('_', ' '))} {escape(value)}"
+        right = known.get(name)
+        if truth is not None and right is not None and right != value:
+            words += f' <span class="neg">({escape(right)})</span>'
+        said.append(words)
+    return f"<li>{told}{': ' if said else ''}{', '.join(said)}</li>"
+
+
+# --- the rest --------------------------------------------------------------------------------
+
+
+def missing_section(contents: Contents) -> str:
+    """The runs without a result and why."""
+    if not contents.missing:
+        return ""
+    items = []
+    for missing in contents.missing:
+        text = f"{breakable(str(missing.run))} <span class='soft'>job {escape(missing.job)}</span>"
+        if missing.failure is not None:
+            why = escape(missing.failure)
+            text += f"<details><summary>failed</summary><pre>{why}</pre></details>"
+        items.append(f"<li>{text}</li>")
+    listed = f"<ul class='said'>{''.join(items)}</ul>"
+    if len(items) > 20:
+        listed = f"<details><summary>All {len(items)}</summary>{listed}</details>"
+    return f"<p>{escape(missing_sentence(contents))}</p>{listed}"
+
+
+def settings_section(contents: Contents) -> str:
+    """How to make the report again, versions and settings."""
+    experiment = contents.experiment
+    file = experiment.folder / "experiment.yaml"
+    facts: dict[str, dict[str, None]] = {}
+
+    def note(what: str, value: object) -> None:
+        if value not in (None, ""):
+            facts.setdefault(what, {})[str(value)] = None
+
+    trained = 0.0
+    for result in contents.results:
+        content = result.content
+        for name, version in (content.get("versions") or {}).items():
+            note(name, version)
+        note("data fingerprint", (content.get("data") or {}).get("fingerprint"))
+        note("device", content.get("device"))
+        trained += float((content.get("timings") or {}).get("train_s") or 0.0)
+        for test in content["tests"]:
+            note("evaluator", result.metrics(test).get("evaluator_version"))
+    rows = [[what, ", ".join(values)] for what, values in facts.items()]
+    if trained:
+        rows.append(["training time, all runs", f"{trained / 60:.1f} min"])
+    settings = escape(OmegaConf.to_yaml(OmegaConf.structured(experiment)))
+    commands = f"da-leukemia sweep run {file}\nda-leukemia sweep report {file}"
+    return (
+        f"<p>To make this report again:</p><pre>{escape(commands)}</pre>"
+        + (table(["", ""], rows, words=2) if rows else "")
+        + f"<details><summary>The resolved experiment</summary><pre>{settings}</pre></details>"
+    )
