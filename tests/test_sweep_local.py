@@ -15,9 +15,11 @@ from test_sweep_plan import experiment, result
 
 from da_leukemia.config import Data, Domain, Experiment, Trainer
 from da_leukemia.errors import UserError
-from da_leukemia.sweep import attempt, conduct, ledger, local
+from da_leukemia.sweep import attempt, conduct, ledger, local, server
 from da_leukemia.sweep.attempt import attempt as run_attempt
 from da_leukemia.sweep.plan import make_plan, unique
+
+TRIAL = "trial_worker:run_job"
 
 WORKER = textwrap.dedent(
     """
@@ -56,10 +58,11 @@ RUNNER = textwrap.dedent(
     import sys
     from pathlib import Path
     from da_leukemia.config import load_experiment
-    from da_leukemia.sweep import conduct
+    from da_leukemia.sweep import conduct, local
 
     if __name__ == "__main__":
-        conduct.prepare = lambda experiment: None
+        conduct.check_data = print
+        local.POLL = 0.05
         conduct.report = lambda experiment: None
         sys.exit(conduct.run_sweep(load_experiment(sys.argv[1]), sys.argv[2]))
     """
@@ -90,7 +93,8 @@ def one_source(folder: Path, seeds: list[int], seconds: float = 0.0) -> Experime
 
 def execute(made: Experiment, places: int = 2) -> dict[str, str]:
     jobs = unique(make_plan(made))
-    return local.execute(jobs, made.folder, [{}] * places, worker="trial_worker:run_job")
+    context = server.start_server(TRIAL)
+    return local.execute(jobs, made.folder, [{}] * places, context, TRIAL)
 
 
 def journal(made: Experiment) -> collections.Counter[str]:
@@ -114,7 +118,7 @@ def until(condition, seconds: float = 15.0) -> None:
         time.sleep(0.02)
 
 
-def runner(made: Experiment, worker: str = "trial_worker:run_job") -> subprocess.Popen[str]:
+def runner(made: Experiment, worker: str = TRIAL) -> subprocess.Popen[str]:
     """Start a runner of its own for the experiment."""
     from da_leukemia.config import save_experiment
 
@@ -175,10 +179,10 @@ def test_a_new_test_device_runs_the_job_again_with_all_tests(lab):
 
 
 def test_failed_jobs_do_not_stop_the_others_and_say_why(lab, capsys, monkeypatch):
-    monkeypatch.setattr(conduct, "prepare", lambda made: None)
+    monkeypatch.setattr(conduct, "check_data", repr)
     monkeypatch.setattr(conduct, "report", lambda made: print("the report"))
     made = one_source(lab, [13, 9, 7, 28, 0])
-    code = conduct.run_sweep(made, worker="trial_worker:run_job")
+    code = conduct.run_sweep(made, worker=TRIAL)
     out, err = capsys.readouterr()
     assert code == 1
     assert journal(made)[f"ends {make_plan(made)[-1].hash}"] == 1
@@ -204,7 +208,7 @@ def test_a_new_attempt_forgets_the_failure(lab, monkeypatch):
 
     monkeypatch.setattr(attempt, "resolve", lambda worker: mended)
     run_attempt(made.folder, job)
-    assert execute(made) == {}
+    assert ledger.examine(made.folder, job).state == "done"
 
 
 def test_kill_9_leaves_no_orphan_and_the_next_run_ends_the_same(lab):
@@ -293,6 +297,21 @@ def test_a_worker_that_cannot_be_imported_is_said_once(lab, code, said):
     assert begun(made) == 0
 
 
+def test_what_is_wrong_with_the_data_is_said_before_any_job(lab, monkeypatch):
+    made = one_source(lab, [0])
+    made.data.root = str(lab / "nowhere")
+    (lab / "data_check.py").write_text(
+        "from da_leukemia.errors import DataError\n"
+        "def check(experiment):\n    raise DataError([experiment.name, 'no image'])\n"
+    )
+    import data_check
+
+    monkeypatch.setattr(conduct, "check_data", data_check.check)
+    with pytest.raises(UserError, match="trial\nno image"):
+        conduct.run_sweep(made, TRIAL)
+    assert begun(made) == 0
+
+
 def test_gpus_are_found_without_torch_and_shared_out(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-ab")
     made = experiment(tmp_path)
@@ -340,7 +359,7 @@ def test_a_job_taken_by_another_process_is_not_run_here(lab):
         ledger.hold(ledger.job_folder(made.folder, job.hash)),
         pytest.raises(attempt.Busy),
     ):
-        run_attempt(made.folder, job, "trial_worker:run_job")
+        run_attempt(made.folder, job, TRIAL)
 
 
 def test_errors_that_a_user_can_put_right_are_told_without_a_traceback():

@@ -22,6 +22,7 @@ from da_leukemia.sweep import ledger, local
 from da_leukemia.sweep.attempt import WORKER, Busy, attempt
 from da_leukemia.sweep.ledger import State
 from da_leukemia.sweep.plan import label, make_plan, unique
+from da_leukemia.sweep.server import call, start_server
 from da_leukemia.sweep.status import failures_text, survey
 
 _LOG = logging.getLogger(__name__)
@@ -57,14 +58,10 @@ def run_sweep(experiment: Experiment, worker: str = WORKER) -> int:
         )
         try:
             with _ended_by_signals():
-                prepare(experiment)
-                failures = local.execute(
-                    jobs,
-                    experiment.folder,
-                    places,
-                    threads=experiment.trainer.threads,
-                    worker=worker,
-                )
+                render(experiment)
+                context = start_server(worker, experiment.trainer.threads)
+                call(context, check_data, experiment)
+                failures = local.execute(jobs, experiment.folder, places, context, worker)
         except KeyboardInterrupt:
             print(
                 "interrupted; what is done is kept, run the same command again to go on",
@@ -91,7 +88,8 @@ def run_one(experiment: Experiment, job: Job) -> dict[str, Any]:
         UserError: a problem with the data, or another process runs the job.
     """
     if ledger.examine(experiment.folder, job).state is not State.DONE:
-        prepare(experiment)
+        render(experiment)
+        check_data(experiment)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is loaded
         os.environ.setdefault(name, str(experiment.trainer.threads))
     with _ended_by_signals():
@@ -101,29 +99,38 @@ def run_one(experiment: Experiment, job: Job) -> dict[str, Any]:
             raise UserError(f"{label(job)} runs already in another process") from error
 
 
-def prepare(experiment: Experiment) -> None:
-    """Render the data where it is simulated, and check it.
+def render(experiment: Experiment) -> None:
+    """Render the data where it is simulated and not there yet.
+
+    Raises:
+        UserError: there is no such simulated device, or the folder holds something else.
+    """
+    simulation = experiment.data.simulate
+    if simulation.patients < 1:
+        return
+    from da_leukemia.simulate import simulate
+
+    root = Path(experiment.data.root)
+    with _alone(root), bar("rendering") as progress:
+        simulate(
+            root,
+            domains=list(experiment.data.domains),
+            patients=simulation.patients,
+            fields_per_patient=simulation.fields_per_patient,
+            seed=simulation.seed,
+            workers=experiment.processes or local.cpus(),
+            progress=progress,
+        )
+
+
+def check_data(experiment: Experiment) -> None:
+    """Check the data before any job starts. Imports torch.
 
     Raises:
         UserError: data that no job could use.
     """
     from da_leukemia.data.preflight import preflight
 
-    simulation = experiment.data.simulate
-    if simulation.patients > 0:
-        from da_leukemia.simulate import simulate
-
-        root = Path(experiment.data.root)
-        with _alone(root), bar("rendering") as progress:
-            simulate(
-                root,
-                domains=list(experiment.data.domains),
-                patients=simulation.patients,
-                fields_per_patient=simulation.fields_per_patient,
-                seed=simulation.seed,
-                workers=experiment.processes or local.cpus(),
-                progress=progress,
-            )
     preflight(experiment)
 
 
@@ -133,22 +140,24 @@ def report(experiment: Experiment) -> None:
     Raises:
         UserError: nothing is done yet.
     """
-    from da_leukemia import report as room
+    from da_leukemia.report import gather, missing_sentence, render_text, write_report
 
-    jobs = make_plan(experiment)
-    results = ledger.collect(experiment.folder, jobs)
+    complete(experiment)
+    results = ledger.collect(experiment.folder, make_plan(experiment))
     if not results:
         raise UserError(f"{experiment.folder}: no job is done yet; start with `sweep run`")
-    index = room.write_report(experiment, results, experiment.folder)
-    print(room.matrix_text(experiment, results, experiment.folder))
-    if len(results) < len(jobs):
-        print(f"\n{len(results)} of {len(jobs)} entries are done; the others are missing above")
+    folder = experiment.folder / "report"
+    index = write_report(experiment, results, folder)
+    contents = gather(experiment, results, cache=folder / "intervals.json")
+    print(render_text(contents.matrix))
+    if contents.missing:
+        print(f"\n{missing_sentence(contents)}")
     print(f"\nreport: {index}")
     if experiment.tracking == "wandb":
         try:
             from da_leukemia.tracking.wandb_run import log_summary
 
-            log_summary(experiment, index.parent)
+            log_summary(experiment, folder)
         except Exception as error:  # tracking is told, never asked: no reason to fail
             _LOG.warning("Weights & Biases: the summary was not logged: %s", error)
 

@@ -7,25 +7,23 @@ runners may share a sweep.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError
 from da_leukemia.sweep import ledger
-from da_leukemia.sweep.attempt import DISK_FULL, LOCKED, WORKER, in_child, last_lines, resolve
+from da_leukemia.sweep.attempt import DISK_FULL, LOCKED, WORKER, in_child, last_lines
 from da_leukemia.sweep.ledger import State
 from da_leukemia.sweep.progress import Progress
 
@@ -97,8 +95,7 @@ def execute(
     jobs: Mapping[str, Job],
     sweep: Path,
     places: Sequence[Slot],
-    *,
-    threads: int = 1,
+    context: ForkServerContext,
     worker: str = WORKER,
 ) -> dict[str, str]:
     """Run the jobs that are not done and return the last lines of those that failed, by hash.
@@ -109,11 +106,10 @@ def execute(
         jobs: trainings by hash, in the order in which to start them.
         sweep: the sweep's folder.
         places: environments of the jobs that run at a time.
-        threads: CPU threads of a job.
+        context: the fork server, see `server.start_server`.
         worker: see `attempt.resolve`.
 
     Raises:
-        UserError: the worker cannot be imported.
         KeyboardInterrupt: after the running jobs were ended.
     """
     standings = {h: ledger.examine(sweep, job, h) for h, job in jobs.items()}
@@ -122,7 +118,6 @@ def execute(
         return {}
     stamps = {h: ledger.failure_stamp(ledger.job_folder(sweep, h)) for h in waiting}
     free, running, failures = list(places), dict[str, _Running](), dict[str, str]()
-    context = _start_server(worker, threads)
     with Progress(len(jobs), len(jobs) - len(waiting)) as progress:
         try:
             while waiting or running:
@@ -164,48 +159,6 @@ def execute(
         finally:
             _end([r.process for r in running.values()])
     return failures
-
-
-def _start_server(worker: str, threads: int) -> ForkServerContext:
-    """Start the fork server with the worker imported, and see that it is."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([worker.partition(":")[0]])
-    # Read once, when the libraries are loaded; BLAS makes its threads then, and a process with
-    # threads is no safe one to fork.
-    names = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": 1}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    receiver, sender = context.Pipe(duplex=False)
-    try:
-        probe = context.Process(target=_probe, args=(sender, worker), daemon=True)
-        probe.start()
-        sender.close()
-        problem = receiver.recv()  # the server swallows an ImportError in what it loads
-        probe.join()
-    except (OSError, EOFError) as error:  # any other exception ends it
-        raise UserError(
-            f"the worker {worker} cannot be loaded; what is above should say why "
-            f"({type(error).__name__})"
-        ) from error
-    finally:
-        receiver.close()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-    if problem:
-        raise UserError(f"the worker {worker} cannot be loaded:\n{problem}")
-    return context
-
-
-def _probe(sender: Connection, worker: str) -> None:
-    try:
-        resolve(worker)
-    except Exception:
-        sender.send(traceback.format_exc())
-    else:
-        sender.send("")
 
 
 def _start(context: ForkServerContext, sweep: Path, job: Job, worker: str, slot: Slot) -> _Running:

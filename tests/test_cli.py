@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from da_leukemia import cli
+from da_leukemia.errors import DataError
+from da_leukemia.sweep import attempt, conduct, ledger
+
+EXPERIMENT = """
+name: trial
+data:
+  domains: {scope: {}, phone: {}}
+methods: [fair, dann]
+adaptations:
+  fair: {}
+  dann: {components: [{name: adversarial}]}
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "trial.yaml"
+    path.write_text(EXPERIMENT)
+    return str(path)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Jobs that end at once, and the folders in which they ran."""
+    folders = []
+
+    def worker(folder: Path) -> None:
+        job = conduct_job(folder)
+        tests = {name: {"metrics": {"ap50": 0.75, "per_class": {}}} for name in job.tests}
+        ledger.write_json(folder / "result.json", {"job": job.hash, "tests": tests})
+        folders.append(folder)
+
+    monkeypatch.setattr(attempt, "resolve", lambda name: worker)
+    monkeypatch.setattr(conduct, "check_data", lambda experiment: None)
+    return folders
+
+
+def conduct_job(folder: Path):
+    from da_leukemia.config import load_job
+
+    return load_job(folder / "config.yaml")
+
+
+def call(*arguments: str) -> tuple[int, list[str]]:
+    """Run a command in a process of its own; return its code and the heavy modules it loaded."""
+    script = (
+        "import sys\n"
+        "from da_leukemia.cli import main\n"
+        "try:\n    code = main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    code = end.code\n"
+        "heavy = {'torch', 'lightning', 'timm', 'kornia', 'wandb'} & set(sys.modules)\n"
+        "print(repr((code or 0, sorted(heavy))), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
+    code, heavy = eval(done.stderr.splitlines()[-1])
+    return code, heavy
+
+
+def test_help_comes_at_once():
+    begin = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "da_leukemia", "--help"], check=True, stdout=subprocess.DEVNULL
+    )
+    assert time.monotonic() - begin < 2.0  # 0.05 s alone; generous on a busy machine
+
+
+@pytest.mark.parametrize("verb", ["plan", "status"])
+def test_plan_and_status_import_nothing_heavy(file, verb):
+    assert call("sweep", verb, file) == (0, [])
+    assert call("sweep", verb, file, "--json") == (0, [])
+
+
+def test_help_and_wrong_commands_import_nothing_heavy():
+    assert call("--help") == (0, [])
+    assert call("sweep", "run", "no_such_file.yaml") == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["swep"], "unknown 'swep'; did you mean 'sweep'?"),
+        (["sweep", "stauts"], "unknown 'stauts'; did you mean 'status'?"),
+        (["sweep", "plan", "x.yaml", "--josn"], "'--josn'; did you mean '--json'?"),
+        (["data", "check", "x", "--js"], "unknown argument '--js'"),
+        (["data", "check", "x", "--label-spac", "wbc"], "did you mean '--label-space'?"),
+        ([], "required: COMMAND"),
+        (["sweep", "run"], "required: EXPERIMENT"),
+    ],
+)
+def test_a_misspelt_command_is_answered_with_the_nearest(arguments, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["seed=[1]"], "seed: unknown key; did you mean 'seeds'?"),
+        (["trainer.stepps=3"], "trainer.stepps: unknown key; did you mean 'steps'?"),
+        (["seeds"], "expected key=value"),
+        (["tracking=wandbb"], "unknown value 'wandbb'; did you mean 'wandb'?"),
+        (["sources=[scoop]"], "unknown device 'scoop'; did you mean 'scope'?"),
+        (["methods=[fiar]"], "unknown 'fiar'"),
+        (["name=../elsewhere"], "cannot be the name of a folder"),
+    ],
+)
+def test_wrong_settings_are_said_without_a_traceback(file, settings, said, capsys):
+    assert cli.main(["sweep", "plan", file, *settings]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("error: ")
+
+
+def test_all_wrong_settings_are_said_at_once(file, capsys):
+    assert cli.main(["sweep", "plan", file, "trainr.steps=1", "data.rot=x"]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_settings_may_follow_an_option(file, capsys):
+    assert cli.main(["sweep", "plan", file, "--json", "seeds=[0,1,2]"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["waiting"] == 12
+
+
+def test_a_sweep_can_be_looked_at_by_its_folder(file, capsys, trained):
+    assert cli.main(["train", file, "method=fair", "source=scope"]) == 0
+    from da_leukemia.config import load_experiment
+    from da_leukemia.sweep.plan import make_plan
+
+    experiment = load_experiment(file)
+    ledger.write_plan(experiment, [(job, job.hash) for job in make_plan(experiment)])
+    capsys.readouterr()
+    assert cli.main(["sweep", "status", "runs/trial"]) == 0
+    assert "1 done, 3 waiting" in capsys.readouterr().out
+
+
+def test_a_report_without_results_says_what_to_do(file, capsys):
+    assert cli.main(["sweep", "report", file]) == 2
+    assert "no job is done yet" in capsys.readouterr().err
+
+
+def test_run_passes_on_what_is_wrong_with_the_data(file, capsys, monkeypatch):
+    def render(experiment: object) -> None:
+        raise DataError(["phone: no image", "scope: no label"])
+
+    monkeypatch.setattr(conduct, "render", render)
+    assert cli.main(["sweep", "run", file]) == 2
+    err = capsys.readouterr().err
+    assert "error: phone: no image" in err
+    assert "error: scope: no label" in err
+
+
+def test_train_runs_one_job_in_the_folder_of_the_sweep(file, capsys, trained):
+    arguments = ["train", file, "method=dann", "source=scope", "target=phone", "seed=4"]
+    assert cli.main(arguments) == 0
+    assert "0.750" in capsys.readouterr().out
+    (folder,) = trained
+    job = conduct_job(folder)
+    assert (job.method_name, job.source, job.target, job.seed) == ("dann", "scope", "phone", 4)
+    assert folder == Path("runs/trial/jobs") / job.hash
+    assert cli.main(arguments) == 0
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (["source=scope"], "fair scope s0"),
+        (["method=fair", "target=phone", "source=scope"], "take no target"),
+        (["method=dann", "source=scope", "target=scope"], "leave none besides the source"),
+        (["source=scoop"], "did you mean 'scope'"),
+    ],
+)
+def test_train_asks_for_what_it_cannot_choose(file, capsys, trained, choice, said):
+    assert cli.main(["train", file, *choice]) == 2
+    assert said in capsys.readouterr().err
+    assert not trained
+
+
+def test_a_job_that_fails_in_train_leaves_its_reason(file, capsys, trained, monkeypatch):
+    def worker(folder: Path) -> None:
+        raise DataError("phone: no field to train on")
+
+    monkeypatch.setattr(attempt, "resolve", lambda name: worker)
+    assert cli.main(["train", file, "method=fair", "source=phone"]) == 2
+    (error,) = Path("runs").glob("trial/jobs/*/error.txt")
+    assert error.read_text() == "phone: no field to train on\n"
+
+
+def test_evaluate_wants_a_job_folder(tmp_path, capsys):
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    assert "no job's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("patiens=3", "patiens: unknown key; did you mean 'patients'?"),
+        ("patients=many", "patients: expected a whole number, got 'many'"),
+        ("domains=3", "domains: expected [NAME, ...], got '3'"),
+        ("domains=[H_100X_C3]", "unknown domain 'H_100X_C3'"),
+        ("patients=0", "must be at least 1"),
+        ("patients", "expected key=value"),
+    ],
+)
+def test_simulate_checks_its_settings(tmp_path, capsys, setting, said):
+    assert cli.main(["simulate", str(tmp_path / "out"), setting]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_check_wants_a_known_label_space_and_a_folder(tmp_path, capsys):
+    assert cli.main(["data", "check", str(tmp_path), "--label-space", "wcb"]) == 2
+    assert "did you mean 'wbc'?" in capsys.readouterr().err
+    assert cli.main(["data", "check", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_simulated_data_pass_the_check(tmp_path, capsys):
+    out = str(tmp_path / "smears")
+    settings = ["domains=H_100X_C1", "patients=3", "fields_per_patient=1", "workers=1"]
+    assert cli.main(["simulate", out, *settings]) == 0
+    assert cli.main(["data", "check", out, "--json"]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text[text.index("{") :])["exit_code"] == 0
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("da-leukemia ")

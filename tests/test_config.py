@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from da_leukemia.config import Data, Domain, Experiment, complete, load_experiment, save_experiment
+from da_leukemia.errors import ConfigError
+
+SMALL = "data: {domains: {scope: {}, phone: {labels: test_only}}}\n"
+
+
+def written(folder, text: str, name: str = "trial.yaml"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def problems(path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, overrides)
+    return caught.value.problems
+
+
+def test_defaults_follow_from_the_devices(tmp_path):
+    made = load_experiment(written(tmp_path, SMALL))
+    assert made.sources == ["scope"]
+    assert made.tests == ["scope", "phone"]
+    assert made.targets == ["scope", "phone"]
+
+
+def test_an_experiment_made_in_python_is_completed_alike(tmp_path):
+    made = Experiment(data=Data(domains={"scope": Domain(), "phone": Domain(labels="test_only")}))
+    complete(made)
+    assert asdict(made) == asdict(load_experiment(written(tmp_path, SMALL)))
+    before = asdict(made)
+    complete(made)
+    assert asdict(made) == before
+
+
+def test_a_saved_experiment_comes_back_without_other_files(tmp_path):
+    made = load_experiment(written(tmp_path, SMALL), ["methods=[fair_source_only,dann]"])
+    (tmp_path / "alone").mkdir()
+    save_experiment(made, tmp_path / "alone" / "saved.yaml")
+    assert load_experiment(tmp_path / "alone" / "saved.yaml") == made
+
+
+def test_later_files_and_overrides_win(tmp_path):
+    written(tmp_path, "trainer: {steps: 5, batch_size: 2}\n", "base.yaml")
+    path = written(tmp_path, f"extends: base.yaml\ntrainer: {{steps: 6}}\n{SMALL}")
+    made = load_experiment(path, ["trainer.batch_size=3"])
+    assert (made.trainer.steps, made.trainer.batch_size) == (6, 3)
+
+
+def test_a_group_override_merges_a_preset(tmp_path):
+    written(tmp_path, "trainer: {steps: 3}\n", "configs/trainer/tiny.yaml")
+    path = written(tmp_path, SMALL, "experiments/trial.yaml")
+    assert load_experiment(path, ["trainer=tiny"]).trainer.steps == 3
+    assert load_experiment(path, ["trainer=tiny", "trainer.steps=4"]).trainer.steps == 4
+    (problem,) = problems(path, "trainer=tinny")
+    assert "did you mean 'tiny'?" in problem
+
+
+def test_every_problem_is_told_at_once(tmp_path):
+    text = "data: {domains: {scope: {formt: coco}}, image_sise: 3}\ntrainer: {steps: many}\n"
+    found = "\n".join(problems(written(tmp_path, text)))
+    assert "data.domains.scope.formt: unknown key; did you mean 'format'?" in found
+    assert "data.image_sise: unknown key; did you mean 'image_size'?" in found
+    assert "trainer.steps: expected int, got 'many'" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", "expected `key: value` lines"),
+        ("data: [", "not valid YAML"),
+        ("just words", "trial.yaml"),
+        ("extends: [{a: 1}]\n" + SMALL, "extends: expected a file or a list of files"),
+        ("extends: missing.yaml\n" + SMALL, "no such file"),
+        ("extends: trial.yaml\n" + SMALL, "extends itself"),
+        ("", "data.domains: empty"),
+        ("data: 3\n", "data: expected a section"),
+        ("data: null\n", "data: expected a section"),
+        ("data: {domains: [scope]}\n", "data.domains: expected names with settings"),
+        ("data: {domains: {scope: 3}}\n", "data.domains.scope: expected a section"),
+        ("data: {root: '${nothing}'}\n", "nothing"),
+        (SMALL + "seeds: []\n", "seeds: empty"),
+        (SMALL + "seeds: 3\n", "seeds: expected list[int]"),
+        (SMALL + "sources: [phone]\n", "test_only, it cannot be trained on"),
+        (SMALL + "processes: 0\n", "processes: expected at least 1"),
+        (SMALL + "name: ''\n", "cannot be the name of a folder"),
+        (SMALL + "name: a/b\n", "cannot be the name of a folder"),
+        (SMALL + "trainer: {steps: 0}\n", "trainer.steps: expected at least 1"),
+        (SMALL + "detector: {strides: []}\n", "detector.strides"),
+        (SMALL + "detector: {strides: [0, 8]}\n", "detector.strides"),
+        (SMALL + "methods: [m]\nadaptations: {m: {components: [{nam: x}]}}\n", "component"),
+        (
+            SMALL + "methods: [m]\nadaptations: {m: {components: [{name: fourrier}]}}\n",
+            "did you mean 'fourier'?",
+        ),
+        (
+            SMALL + "methods: [m]\nadaptations: {m: {components: [{name: fourier, beta: 1}]}}\n",
+            "beta: unknown key",
+        ),
+        (
+            SMALL + "methods: [m]\nadaptations: {m: {augmentation: weekly}}\n",
+            "unknown value 'weekly'",
+        ),
+    ],
+)
+def test_wrong_files_are_told_and_never_crash(tmp_path, text, said):
+    assert said in "\n".join(problems(written(tmp_path, text)))
+
+
+def test_an_empty_extends_is_none(tmp_path):
+    assert load_experiment(written(tmp_path, "extends:\n" + SMALL)).sources == ["scope"]
+
+
+def test_settings_without_a_value_take_their_defaults(tmp_path):
+    text = "data: {domains: {scope: }}\nmethods: [m]\nadaptations: {m: }\n"
+    assert load_experiment(written(tmp_path, text)).adaptations["m"].components == []
