@@ -23,7 +23,7 @@ DOMAINS: tuple[str, ...] = tuple(
 )
 """Microscope (H = high cost, L = low cost), objective, camera (C1 = phone, C2 = its own)."""
 
-SIMULATOR_VERSION: int = 3
+SIMULATOR_VERSION: int = 4
 """Raised whenever the same settings give other pixels or labels."""
 
 _LAZY = {
