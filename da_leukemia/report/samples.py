@@ -53,8 +53,6 @@ class Finding:
 class Sample:
     """One field as one detector saw it."""
 
-    result: Result
-    test: str
     name: str
     image: Path
     truths: Sequence[Mapping[str, Any]]
@@ -71,17 +69,12 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def load_samples(result: Result, test: str) -> list[Sample]:
-    """Read the samples that a job left for one device; none if they or their images are gone."""
-    if result.folder is None:
-        return []
-    path = result.folder / "samples" / f"{test}.json"
+def read_samples(path: Path) -> list[Sample]:
+    """Read ``samples/DOMAIN.json`` of a job; no sample if it or its images are gone."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         samples = [
             Sample(
-                result,
-                test,
                 str(entry.get("name") or Path(entry["image"]).name),
                 Path(entry["image"]),
                 entry["truths"],
@@ -116,7 +109,7 @@ def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def choose(contents: Contents) -> list[tuple[str, list[Sample]]]:
+def choose(contents: Contents) -> list[tuple[str, list[tuple[Result, Sample]]]]:
     """Return for every test device the same field, first without and then with adaptation.
 
     The detector was trained on another device wherever there is one: the first in the order of
@@ -124,23 +117,24 @@ def choose(contents: Contents) -> list[tuple[str, list[Sample]]]:
     """
     reference = reference_method(contents.matrix)
     best = contents.gap.best
+    methods = dict.fromkeys(m for m in (reference, best.method if best else None) if m)
     chosen = []
     for test in contents.experiment.tests or ():
-        by_source: dict[str, list[Sample]] = {}
-        for method in dict.fromkeys(m for m in (reference, best.method if best else None) if m):
+        by_source: dict[str, dict[str, tuple[Result, Sample]]] = {}
+        for method in methods:
             for result in contents.results:
                 run = result.run
-                if run.method != method or run.target not in ("", test):
+                seen = by_source.setdefault(run.source, {})
+                if run.method != method or run.target not in ("", test) or method in seen:
                     continue
-                if test not in result.content["tests"]:
+                if result.folder is None or test not in result.content["tests"]:
                     continue
-                if any(s.result.run.method == method for s in by_source.get(run.source, ())):
-                    continue
-                by_source.setdefault(run.source, []).extend(load_samples(result, test)[:1])
-        by_source = {s: found for s, found in by_source.items() if found}
-        if by_source:
-            source = min(by_source, key=lambda s: (s == test, -len(by_source[s])))
-            chosen.append((test, by_source[source]))
+                if samples := read_samples(result.folder / "samples" / f"{test}.json"):
+                    seen[method] = (result, samples[0])
+        known = {source: found for source, found in by_source.items() if found}
+        if known:
+            source = min(known, key=lambda s: (s == test, -len(known[s])))
+            chosen.append((test, list(known[source].values())))
     return chosen
 
 

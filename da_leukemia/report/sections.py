@@ -21,6 +21,7 @@ from da_leukemia.report.tables import (
     score,
     summary_cells,
 )
+from da_leukemia.sweep.matrix import Result
 
 
 def gap_section(contents: Contents) -> str:
@@ -101,31 +102,31 @@ def samples_section(contents: Contents) -> str:
     """Sample fields of every device."""
     blocks = []
     for test, samples in choose(contents):
-        figures = "".join(_sample(sample) for sample in samples)
+        figures = "".join(_sample(result, sample) for result, sample in samples)
         blocks.append(f'<h3>{breakable(test)}</h3><div class="pair">{figures}</div>')
     if not blocks:
         return ""
     return (
         "<p>White dashes: the true boxes. Coloured boxes: detections, dark for a low score and "
         f"yellow for a high one; those below {MIN_SCORE} are left out. Under each picture the "
-        "attributes of every detection; what is wrong is marked with the truth behind it.</p>"
+        "attributes of every cell that was found; what is wrong has the truth behind it.</p>"
         + "".join(blocks)
     )
 
 
-def _sample(sample: Sample) -> str:
+def _sample(result: Result, sample: Sample) -> str:
     try:
         data = base64.b64encode(draw(sample)).decode()
     except OSError as error:
         return f'<figure><figcaption class="warn">{escape(error)}</figcaption></figure>'
-    run = sample.result.run
+    run = result.run
     goal = f", adapted to {run.target}" if run.target else ", not adapted"
     found = "".join(_finding(f) for f in sample.findings)
     alt = f"{sample.name}: {len(sample.truths)} true cells, {len(sample.findings)} detections"
     return (
         f'<figure><img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
-        f"<figcaption><b>{breakable(run.method)}</b>, trained on {breakable(run.source)}{breakable(goal)}, "
-        f"seed {run.seed}. {escape(alt)}.</figcaption>"
+        f"<figcaption><b>{breakable(run.method)}</b>, trained on "
+        f"{breakable(run.source + goal)}, seed {run.seed}. {escape(alt)}.</figcaption>"
         f'<ol class="found">{found}</ol></figure>'
     )
 
@@ -139,10 +140,10 @@ def _finding(finding: Finding) -> str:
         told += f' <span class="neg">(truth: {escape(truth.get("type"))})</span>'
     known: dict[str, Any] = (truth or {}).get("attributes") or {}
     said = []
-    for name, (value, _) in finding.attributes.items():
+    for name, (value, _) in finding.attributes.items() if truth is not None else ():
         words = f"{escape(name.replace('_', ' '))} {escape(value)}"
         right = known.get(name)
-        if truth is not None and right is not None and right != value:
+        if right is not None and right != value:
             words += f' <span class="neg">({escape(right)})</span>'
         said.append(words)
     return f"<li>{told}{': ' if said else ''}{', '.join(said)}</li>"
