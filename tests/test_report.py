@@ -1,0 +1,228 @@
+"""The report tells what the results say, and what is missing."""
+
+from __future__ import annotations
+
+import html.parser
+import random
+import re
+import shutil
+import time
+
+import pytest
+from PIL import Image
+from test_matrix_support import DEVICES, make_experiment, make_result, make_sweep, write_samples
+
+from da_leukemia.errors import UserError
+from da_leukemia.report import render_text, write_report
+from da_leukemia.report.figures import colour, text_on, top_of_scale
+from da_leukemia.report.samples import draw, overlap, read_samples
+from da_leukemia.report.tables import tex
+from da_leukemia.sweep.matrix import read_csv
+from da_leukemia.sweep.plan import make_plan
+
+FILES = ("matrix.csv", "matrix.md", "matrix.tex", "matrix.png", "index.html")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    experiment, results = make_sweep(tmp_path_factory.mktemp("sweep"), seeds=(0,))
+    for job in make_plan(experiment):
+        write_samples(experiment, job)
+    return experiment, results
+
+
+@pytest.fixture(scope="module")
+def report(sweep, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(*sweep, folder).parent
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are closed in order and keeps attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.images, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.links += [values[k] for k in ("href", "src") if k in values]
+        if tag == "img":
+            self.images.append(values)
+        if tag not in ("meta", "img", "br", "wbr", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_all_files_are_written(report):
+    assert all((report / name).stat().st_size > 0 for name in FILES)
+
+
+def test_the_page_is_whole_and_needs_no_network(report):
+    text = (report / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert not re.search(r"https?://|@import|<script|url\(", text)
+    targets = set(re.findall(r'id="(\w+)"', text))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= targets
+
+
+def test_the_page_shows_the_numbers_of_the_csv(report):
+    text = (report / "index.html").read_text(encoding="utf-8")
+    matrix = read_csv(report / "matrix.csv")
+    row = matrix.cell("mean_teacher", "microscope", "phone", "phone", "ap50")
+    assert f"{row.value:.2f}<small>{row.low:.2f}-{row.high:.2f}</small>" in text
+    assert "mean_teacher closes" in text
+    assert "0123456789abcdef" in text
+    assert "da-leukemia sweep run" in text
+
+
+def test_samples_of_every_device_are_drawn(report):
+    page = Page((report / "index.html").read_text(encoding="utf-8"))
+    assert len(page.images) == 2 * len(DEVICES)
+    assert all(image["src"].startswith("data:image/jpeg") for image in page.images)
+    assert "nuclear shape" in page.text
+
+
+def test_the_picture_opens(report):
+    with Image.open(report / "matrix.png") as picture:
+        picture.load()
+        assert min(picture.size) > 500
+
+
+def test_markdown_and_latex_hold_the_headline(report):
+    markdown = (report / "matrix.md").read_text()
+    assert "| mean_teacher | microscope | phone |" in markdown
+    latex = (report / "matrix.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert r"mean\_teacher" in latex
+    assert not re.search(r"(?<!\\)_", latex.replace("label{", "").replace("synthetic-", ""))
+
+
+def test_a_second_report_is_the_same_and_quick(sweep, report, tmp_path):
+    experiment, results = sweep
+    before = {name: (report / name).read_bytes() for name in FILES}
+    shuffled = random.Random(0).sample(results, len(results))
+    start = time.monotonic()
+    write_report(experiment, shuffled, report)
+    assert time.monotonic() - start < 5
+    assert {name: (report / name).read_bytes() for name in FILES} == before
+
+
+def test_an_incomplete_sweep_says_what_is_missing(sweep, report, tmp_path):
+    experiment, results = sweep
+    shutil.copy(report / "intervals.json", tmp_path)
+    lost = next(r for r in results if (r["method"], r["target"]) == ("dann", "phone"))
+    failed = experiment.folder / "jobs" / lost["job"] / "error.txt"
+    failed.write_text("RuntimeError: <out of memory>")
+    rest = [r for r in results if r["job"] != lost["job"]]
+    page = Page(write_report(experiment, rest, tmp_path).read_text(encoding="utf-8"))
+    failed.unlink()
+    assert "1 of 18 runs have no result, 1 of them failed." in page.text
+    assert f"{lost['method']}: {lost['source']} -> phone, seed 0" in page.text
+    assert "RuntimeError: <out of memory>" in page.text
+    assert "no run" in page.text
+    assert lost["job"] in (tmp_path / "matrix.md").read_text()
+
+
+def test_no_result_at_all_is_a_report_too(tmp_path):
+    experiment = make_experiment(tmp_path)
+    page = write_report(experiment, [], tmp_path / "report").read_text(encoding="utf-8")
+    assert "There is no result yet." in page
+    assert "36 of 36 runs have no result yet." in page
+    assert (tmp_path / "report" / "matrix.csv").read_text().count("\n") == 1
+    assert "No result yet" in render_text(read_csv(tmp_path / "report" / "matrix.csv"))
+
+
+def test_a_missing_oracle_is_said_and_nothing_is_made_up(tmp_path):
+    experiment, results = make_sweep(tmp_path, records=False)
+    kept = [r for r in results if (r["method"], r["source"]) != ("fair_source_only", "phone")]
+    kept = [r for r in kept if r["method"] != "source_only"]
+    text = write_report(experiment, kept, tmp_path / "report").read_text(encoding="utf-8")
+    assert "no oracle: no fair_source_only run trained on phone" in text
+    assert "no fair_source_only run trained on phone (phone to" in text
+
+
+def test_the_terminal_shows_every_method_and_the_gap(report):
+    text = render_text(read_csv(report / "matrix.csv"))
+    assert all(m in text for m in ("source_only", "fair_source_only", "dann", "mean_teacher"))
+    assert re.search(r"mean_teacher closes \d+ % of the gap", text)
+    assert max(len(line) for line in text.splitlines()[:25]) < 110
+
+
+def test_many_devices_are_numbered_in_the_terminal(tmp_path):
+    devices = [f"microscope_with_a_long_name_{i}" for i in range(8)]
+    experiment = make_experiment(tmp_path, devices=devices, methods=["fair_source_only"])
+    results = [make_result(experiment, job, records=False) for job in make_plan(experiment)]
+    write_report(experiment, results, tmp_path)
+    lines = render_text(read_csv(tmp_path / "matrix.csv")).splitlines()
+    table = [line for line in lines if line.startswith("microscope")]
+    assert len(table) == 8
+    assert all(len(line) < 110 for line in table)
+    assert table[2].startswith("microscope_with_a_long_name_2 [3]")
+
+
+def test_five_hundred_results_take_seconds(tmp_path):
+    devices = [f"d{i}" for i in range(10)]
+    experiment = make_experiment(tmp_path, devices=devices, seeds=range(3))
+    results = [make_result(experiment, job, records=False) for job in make_plan(experiment)][:500]
+    start = time.monotonic()
+    write_report(experiment, results, tmp_path / "report")
+    assert time.monotonic() - start < 15
+
+
+def test_a_result_of_another_sweep_is_refused(sweep, tmp_path):
+    experiment, results = sweep
+    with pytest.raises(UserError, match="no part of synthetic"):
+        write_report(experiment, [{**results[0], "method": "unheard_of"}], tmp_path)
+
+
+def test_hostile_names_stay_text(tmp_path):
+    device = "<b onload=x>&\"'"
+    experiment = make_experiment(tmp_path, devices=[device], methods=["fair_source_only"])
+    results = [make_result(experiment, job, records=False) for job in make_plan(experiment)]
+    text = write_report(experiment, results, tmp_path / "report").read_text(encoding="utf-8")
+    assert "<b onload" not in text
+    assert Page(text).open == []
+
+
+def test_broken_samples_leave_the_report_alone(sweep, tmp_path):
+    experiment, _ = sweep
+    folder = next((experiment.folder / "jobs").iterdir()) / "samples"
+    whole = folder / "phone.json"
+    (sample,) = read_samples(whole)
+    assert draw(sample)[:2] == b"\xff\xd8"
+    assert len(draw(sample, legend=True)) > len(draw(sample))
+    (tmp_path / "phone.json").write_text(whole.read_text()[:-20])
+    assert read_samples(tmp_path / "phone.json") == []
+    assert read_samples(tmp_path / "none.json") == []
+
+
+def test_overlap_by_hand():
+    assert overlap((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
+    assert overlap((0, 0, 1, 1), (1, 1, 2, 2)) == 0.0
+
+
+def test_text_on_a_cell_can_be_read():
+    for i in range(21):
+        fill, ink = colour(i / 20, 1.0)
+        rgb = [int(fill[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        assert ink == text_on(rgb)
+        light = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        luminance = 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]
+        other = 1.0 if ink == "#ffffff" else 0.0056
+        contrast = (max(luminance, other) + 0.05) / (min(luminance, other) + 0.05)
+        assert contrast > 4.3
+    assert top_of_scale([0.31, 0.2]) == pytest.approx(0.4)
+    assert top_of_scale([]) == 1.0
+
+
+def test_latex_is_escaped():
+    assert tex("50 % of a_b & c") == r"50 \% of a\_b \& c"
