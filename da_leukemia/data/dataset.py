@@ -20,19 +20,32 @@ from da_leukemia.labels import LabelSpace
 MEMORY_LIMIT = 4 << 30
 """Decoded fields of one data set are kept in memory up to this many bytes."""
 
+_UNDECODABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    SyntaxError,
+)
+
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode an image to ``(H, W, 3)`` uint8.
+    """Decode an image to ``(H, W, 3)`` uint8; 16-bit grey values keep their upper 8 bits.
 
     Raises:
         DataError: missing or unreadable, naming the file.
     """
     try:
         with Image.open(path) as image:
+            if image.mode == "F":
+                raise ValueError("its pixels are real numbers of unknown range")
+            if image.mode.startswith("I"):  # `convert` would clip 16 bits to white
+                grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image is missing; run `da-leukemia data check`") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except _UNDECODABLE as error:
         raise DataError(
             f"{path}: the image cannot be decoded ({error}); download it again or remove it"
         ) from error
