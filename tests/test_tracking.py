@@ -138,22 +138,29 @@ def test_the_matrix_is_logged_as_table_picture_and_page(sweep, capsys):
     assert f"wandb sync {experiment.folder}/wandb/wandb/offline-run-*" in capsys.readouterr().out
 
 
-def test_an_unreachable_server_neither_stops_nor_delays(sweep):
-    experiment, _ = sweep
-    program = (
-        "import sys; from pathlib import Path; from da_leukemia.sweep.plan import make_plan\n"
-        "from test_matrix_support import make_experiment\n"
-        "from da_leukemia.tracking.wandb_run import start_job\n"
-        "e = make_experiment(Path(sys.argv[1]), seeds=[0]); j = make_plan(e)[0]\n"
-        "run = start_job(j, e.folder / 'jobs' / j.hash); run.log({'loss': 0.5}, 1)\n"
-        "run.finish({'ap50': 0.5}); print('offline' if run.offline else 'online')\n"
-    )
+PROGRAM = """
+import sys
+from pathlib import Path
+from da_leukemia.sweep.plan import make_plan
+from da_leukemia.tracking.wandb_run import start_job
+from test_matrix_support import make_experiment
+experiment = make_experiment(Path(sys.argv[1]), seeds=[0])
+job = make_plan(experiment)[0]
+run = start_job(job, experiment.folder / "jobs" / job.hash)
+run.log({"loss": 0.5}, 1)
+run.finish({"ap50": 0.5})
+print("offline" if run.offline else "online")
+"""
+
+
+def track_in_a_process(server, experiment):
+    """Track a run in a process of its own, as the worker does; return what it printed."""
     here = Path(__file__).parent
-    dead = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
+    settings = {"WANDB_BASE_URL": server, "WANDB_API_KEY": "a" * 40}
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", program, str(experiment.folder.parent.parent)],
-        env={**os.environ, **dead, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        [sys.executable, "-c", PROGRAM, str(experiment.folder.parent.parent)],
+        env={**os.environ, **settings, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -161,9 +168,38 @@ def test_an_unreachable_server_neither_stops_nor_delays(sweep):
     )
     assert (done.returncode, done.stdout) == (0, "offline\n"), done.stderr
     assert time.monotonic() - start < 20
-    assert done.stderr.count("does not answer; tracking offline") == 1
-    (where,) = offline_runs(experiment)
+    (where,) = [f for f in offline_runs(experiment) if list(f.glob("run-*.wandb"))]
     assert read_run(where)["history"][0]["loss"] == 0.5
+    return done.stderr
+
+
+def test_an_unreachable_server_neither_stops_nor_delays(sweep):
+    told = track_in_a_process("http://127.0.0.1:9", sweep[0])
+    assert told.count("does not answer; tracking offline") == 1
+
+
+def test_a_server_that_refuses_the_key_leaves_an_offline_run(sweep):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_POST(self):
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        told = track_in_a_process(f"http://127.0.0.1:{server.server_port}", sweep[0])
+        server.shutdown()
+    assert told.count("online tracking failed") == 1
+    assert "Failed to export" not in told
 
 
 def test_a_server_that_accepts_and_says_nothing_is_unreachable(monkeypatch):

@@ -286,9 +286,13 @@ def _unfair(by_run: Mapping[Run, Result]) -> dict[str, str]:
 def _notes(by_run: Mapping[Run, Result], cells: Mapping[Any, Sequence[Result]]) -> tuple[str, ...]:
     notes = []
     contents = [r.content for r in by_run.values()]
-    prints = {str((c.get("data") or {}).get("fingerprint", "")) for c in contents}
-    if len(prints) > 1:
-        notes.append(f"The results come from {len(prints)} different states of the data.")
+    prints: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for run, result in by_run.items():  # a job may know the data of its own devices only
+        fingerprint = (result.content.get("data") or {}).get("fingerprint", "")
+        prints[run.source, run.target].add(str(fingerprint))
+    states = max((len(found) for found in prints.values()), default=1)
+    if states > 1:
+        notes.append(f"The results come from {states} different states of the data.")
     versions = {str((c.get("versions") or {}).get("da_leukemia", "")) for c in contents}
     if len(versions) > 1:
         notes.append(f"The results come from {len(versions)} versions of da_leukemia.")

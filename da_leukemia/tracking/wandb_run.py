@@ -195,7 +195,16 @@ def _start(sweep: Path, **about: Any) -> TrackedRun | None:
                 return TrackedRun(_init(folder, attempt, about), attempt == "offline")
         except Exception as error:
             warn_once(f"{attempt} tracking failed: {type(error).__name__}: {error}")
+            _forget_attempts()
     return None
+
+
+def _forget_attempts() -> None:
+    """End wandb's service process, which would still hold the id of a run that did not start."""
+    with contextlib.suppress(Exception), _quiet():
+        import wandb
+
+        wandb.teardown()
 
 
 def _init(folder: Path, mode: str, about: Mapping[str, Any]) -> Any:
@@ -232,6 +241,8 @@ def _keep_inside(folder: Path) -> None:
         place.mkdir(exist_ok=True)
         os.environ[f"WANDB_{name}_DIR"] = str(place)
     os.environ["WANDB_SILENT"] = "true"
+    # Its own error reports go to the same server, and wait for it at the end of the process.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
 # --- content ---------------------------------------------------------------------------------
