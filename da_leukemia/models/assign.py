@@ -49,10 +49,12 @@ def assign(
     near = ((x - (x1 + x2) / 2).abs() < span) & ((y - (y1 + y2) / 2).abs() < span)
 
     area = ((x2 - x1) * (y2 - y1)).clamp(min=1e-6)
-    finest, coarsest = strides[0], strides[-1]  # fine to coarse, by construction
-    # The level of a box: the smallest power-of-two multiple of the finest stride that reaches it.
-    wanted = finest * 2 ** torch.log2(area.sqrt() / (reach * finest)).ceil().clamp(min=0)
-    level = wanted.clamp(max=coarsest) == strides[:, None, None]
+    side = area.sqrt()
+    # The next finer stride of each location, 0 on the finest level. Levels come fine to coarse.
+    before = torch.cat([strides.new_zeros(1), strides[:-1]])
+    finer = torch.where(before < strides, before, 0).cummax(0).values[:, None, None]
+    own = strides[:, None, None]
+    level = (side > reach * finer) & ((side <= reach * own) | (own == strides[-1]))
 
     known = targets.labels >= 0
     candidate = inside & near & level & known
