@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -32,8 +33,9 @@ class Progress:
                 total=total,
                 initial=done,
                 file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{n}/{total} |{bar:20}| {elapsed} {postfix}",
+                ncols=_columns(),
+                nrows=2,  # of a terminal that gives its height as 0, too
+                bar_format="{n}/{total} |{bar:20}| {elapsed}  {desc}",
             )
 
     def __enter__(self) -> Progress:
@@ -72,9 +74,14 @@ class Progress:
         if self._bar is None:
             self._say(f"[{self._ended}/{self._total}] running: {what}")
             return
+        self._bar.ncols = _columns()
         failed = f"{self._failed} failed, " if self._failed else ""
-        self._bar.set_postfix_str(f"{failed}{what}")
+        self._bar.set_description_str(f"{failed}{what}")
 
     def _say(self, line: str) -> None:
         self._spoken = time.monotonic()
         print(line, file=self._stream, flush=True)
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns - 1  # some terminals say 0, where tqdm falls silent
