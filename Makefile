@@ -1,0 +1,37 @@
+# Two commands: `make quickstart` and `make test`. Both create the environment if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test test-slow lint types check clean help
+
+help:            ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; say which: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+quickstart: $(STAMP)  ## render smears, run the sweep, print the matrix (about 8 minutes on 2 cores)
+	$(BIN)/da-leukemia sweep run experiments/quickstart.yaml
+
+test: $(STAMP)   ## the tests (under 8 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2 -q
+
+test-slow: $(STAMP)  ## tests that train for minutes
+	$(BIN)/python -m pytest -q -m slow -o addopts=""
+
+lint: $(STAMP)   ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test  ## what CI runs
+
+clean:           ## forget the environment and all runs
+	rm -rf $(VENV) runs
