@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
+import dataclasses
 import json
 import logging
-import os
-import platform
 import time
 import warnings
 from collections.abc import Sequence
@@ -19,7 +16,6 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from da_leukemia import __version__
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.config import Job, Trainer, load_job
 from da_leukemia.data.batches import LabelledBatch
@@ -32,11 +28,12 @@ from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError, UserError
-from da_leukemia.evaluation import EVALUATOR_VERSION, evaluate
+from da_leukemia.evaluation import evaluate
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
 from da_leukemia.models.factory import build_detector
 from da_leukemia.sweep.ledger import write_json
+from da_leukemia.sweep.provenance import data_facts, device_name, fingerprint, versions
 from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.detection import DetectionTask
 from da_leukemia.tasks.samples import sample_fields
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
     from da_leukemia.tracking.wandb_run import TrackedRun
 
 RESULT_VERSION = 1
-_VERSIONED = ("torch", "torchvision", "lightning", "timm", "kornia", "faster-coco-eval", "numpy")
 
 
 def run_job(folder: Path) -> None:
@@ -61,6 +57,10 @@ def run_job(folder: Path) -> None:
     torch.set_num_threads(job.trainer.threads)
     _quiet()
     indexes, split = read_experiment_data(job.data)
+    _forget_other_split(job, folder, indexes, split)
+    write_json(folder / "split.json", json.loads(split.to_json()))
+    facts = data_facts(job, indexes, split)
+    kept = _kept_tests(job, folder, facts, indexes)
     task = build_task(job)
     tracker = None
     if job.tracking == "wandb":
@@ -72,7 +72,8 @@ def run_job(folder: Path) -> None:
         log = JobLog(folder, job.trainer.steps)
         log.say("test", job.trainer.steps)
         begun = time.monotonic()
-        tests = test_domains(job, task, indexes, split, folder, job.tests)
+        missing = [d for d in job.tests if d not in kept]
+        tests = kept | test_domains(job, task, indexes, split, folder, missing)
         result = {
             "version": RESULT_VERSION,
             "job": job.hash,
@@ -83,17 +84,17 @@ def run_job(folder: Path) -> None:
             "label_space": job.data.label_space,
             "classes": list(get_label_space(job.data.label_space).classes),
             "tests": tests,
-            "config": _config(folder),
-            "versions": _versions(),
-            "data": _data_facts(job, indexes, split),
-            "device": _device_name(),
+            "config": dataclasses.asdict(job),
+            "versions": versions(),
+            "data": facts,
+            "split": split.fingerprint,
+            "device": device_name(),
             "timings": {
                 "train_s": round(train_seconds, 2),
                 "test_s": round(time.monotonic() - begun, 2),
                 "total_s": round(time.monotonic() - started, 2),
             },
         }
-        (folder / "split.json").write_text(split.to_json())
         if tracker is not None:
             tracker.log_samples(sorted((folder / "samples").glob("*.json")))
             tracker.finish(
@@ -104,6 +105,50 @@ def run_job(folder: Path) -> None:
     finally:
         if tracker is not None:
             tracker.finish({})
+
+
+def _forget_other_split(
+    job: Job, folder: Path, indexes: dict[str, FieldIndex], split: Split
+) -> None:
+    """Train anew where the division of the data changed under a job.
+
+    The split is made over all devices at once, so a new device may move a patient. A checkpoint
+    that was trained on a patient who is tested now must not be used.
+    """
+    path = folder / "split.json"
+    if not path.is_file():
+        return
+    before = Split.from_json(path.read_text())
+    seen = {job.source, *([job.target] if job.target else []), *job.tests}
+    fields = [f for d in seen for f in indexes[d].fields]
+    try:
+        if all(before.part_of(f) == split.part_of(f) for f in fields):
+            return
+    except DataError:  # a field that was not there when the split was made
+        pass
+    print("the split of the data has changed since this job was trained: it starts anew")
+    for stale in (folder / "checkpoints" / "last.ckpt", folder / "result.json"):
+        stale.unlink(missing_ok=True)
+
+
+def _kept_tests(
+    job: Job, folder: Path, facts: dict[str, Any], indexes: dict[str, FieldIndex]
+) -> dict[str, Any]:
+    """Return the tests of an earlier result on the same data: a new device only adds tests."""
+    try:
+        earlier = read_result(folder)
+    except (OSError, ValueError):
+        return {}
+    if earlier.get("job") != job.hash or earlier.get("data") != facts:
+        return {}
+    tests: dict[str, Any] = earlier["tests"]
+    return {
+        domain: test
+        for domain, test in tests.items()
+        if domain in indexes
+        and test.get("fingerprint") == fingerprint(indexes[domain])
+        and (folder / test["records"]).is_file()
+    }
 
 
 def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -208,7 +253,7 @@ def _train(
         check_val_every_n_epoch=job.trainer.validate_every if validates else 1,
         num_sanity_val_steps=0,
         gradient_clip_val=job.trainer.clip or None,
-        callbacks=[callback, JobLog(folder, job.trainer.steps, tracker and tracker.log)],
+        callbacks=[callback, JobLog(folder, job.trainer.steps, tracker.log if tracker else None)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -277,51 +322,12 @@ def test_domains(
         samples = sample_fields(records, fields, space)
         write_json(folder / "samples" / f"{domain}.json", samples)
         metrics = evaluate(records, space, _labelled(indexes[domain]))
-        tests[domain] = {"metrics": metrics, "records": str(path)}
+        tests[domain] = {
+            "metrics": metrics,
+            "records": str(path),
+            "fingerprint": fingerprint(indexes[domain]),
+        }
     return tests
-
-
-# --- provenance --------------------------------------------------------------------------------
-
-
-def _config(folder: Path) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-
-
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in _VERSIONED}
-    return {
-        "da_leukemia": __version__,
-        "evaluator": str(EVALUATOR_VERSION),
-        "python": platform.python_version(),
-        **found,
-    }
-
-
-def _data_facts(job: Job, indexes: dict[str, FieldIndex], split: Split) -> dict[str, Any]:
-    """Say which fields were trained on, and fingerprint them and their labels."""
-    train = split.select(indexes[job.source], "train")
-    digest = hashlib.sha256()
-    for field in sorted(train.fields, key=lambda f: f.key):
-        digest.update(field.key.encode())
-        digest.update(field.boxes.tobytes() + field.labels.tobytes() + field.attributes.tobytes())
-    facts: dict[str, Any] = {
-        "fingerprint": digest.hexdigest()[:16],
-        "split": split.fingerprint,
-        "train_fields": len(train),
-        "train_boxes": sum(len(f.labels) for f in train.fields),
-    }
-    if job.target is not None:
-        facts["target_images"] = len(split.select(indexes[job.target], "train"))
-    return facts
-
-
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
 def _quiet() -> None:
