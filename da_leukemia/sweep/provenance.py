@@ -55,5 +55,5 @@ def fingerprint(index: FieldIndex) -> str:
 def device_name() -> str:
     """Return the name of the GPU, or of the processor."""
     if torch.cuda.is_available():
-        return torch.cuda.getdevice_name()
+        return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"
