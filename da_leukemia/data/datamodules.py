@@ -104,6 +104,8 @@ class DomainDataModule(L.LightningDataModule):
             self.settings.epoch_steps,
             self.seed * 2 + stream,
             epoch,
+            # Not by Trainer(max_steps): with it, Lightning resumes in the wrong epoch.
+            self.settings.steps,
         )
         return DataLoader(
             part,

@@ -154,17 +154,28 @@ class EpochSampler(Sampler[list[int]]):
         batches: batches per epoch.
         seed: of the permutations.
         epoch: which stretch of the stream.
+        steps: batches of the whole run; the epoch in which they end is shorter.
     """
 
-    def __init__(self, length: int, batch_size: int, batches: int, seed: int, epoch: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        epoch: int,
+        steps: int | None = None,
+    ) -> None:
+        left = batches if steps is None else steps - epoch * batches
         self.length = length
         self.batch_size = batch_size
         self.batches = batches
         self.seed = seed
         self.epoch = epoch
+        self._own = min(batches, left) if left > 0 else batches
 
     def __len__(self) -> int:
-        return self.batches
+        return self._own
 
     def _permutation(self, number: int) -> NDArray[np.int64]:
         return np.random.default_rng((self.seed, number)).permutation(self.length)
@@ -172,9 +183,9 @@ class EpochSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Yield lists of indices."""
         first = self.epoch * self.batches * self.batch_size
-        last = first + self.batches * self.batch_size
+        last = first + self._own * self.batch_size
         numbers = range(first // self.length, (last - 1) // self.length + 1)
         stream = np.concatenate([self._permutation(n) for n in numbers])
         stream = stream[first - numbers[0] * self.length :]
-        for batch in range(self.batches):
+        for batch in range(self._own):
             yield stream[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
