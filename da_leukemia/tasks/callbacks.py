@@ -59,6 +59,9 @@ class JobLog(L.Callback):
         """Add a row."""
         del pl_module
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            # No validation in this epoch: Lightning still carries the scores of the last one.
+            metrics = {k: v for k, v in metrics.items() if not k.startswith("val/")}
         metrics["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         step = trainer.global_step
         rows: list[dict[str, Any]] = [*self._rows(step - 1), {"step": step, **metrics}]
