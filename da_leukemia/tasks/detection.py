@@ -186,6 +186,15 @@ class DetectionTask(L.LightningModule):
         if self.ema is not None:
             self.ema.update(self.detector)
 
+    def on_train_epoch_end(self) -> None:
+        """Stop before weights that are no numbers are saved over the last good checkpoint."""
+        sums = torch.stack([p.detach().float().sum() for p in self.parameters()])
+        if not bool(torch.isfinite(sums).all()):
+            raise DivergedError(
+                f"step {self.global_step}: the weights are not finite any more. The last "
+                "checkpoint is kept; lower trainer.learning_rate or the component's weight"
+            )
+
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine decay, both in steps."""
         settings = self.settings
