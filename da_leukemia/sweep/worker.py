@@ -61,6 +61,9 @@ def run_job(folder: Path) -> None:
     write_json(folder / "split.json", json.loads(split.to_json()))
     facts = data_facts(job, indexes, split)
     kept = _kept_tests(job, folder, facts, indexes)
+    missing = [d for d in job.tests if d not in kept]
+    if not missing:
+        return
     task = build_task(job)
     tracker = None
     if job.tracking == "wandb":
@@ -69,10 +72,11 @@ def run_job(folder: Path) -> None:
         tracker = start_job(job, folder)
     try:
         train_seconds = _train(job, task, indexes, split, folder, tracker)
+        if kept:  # trained before: nothing but the checkpoint was read now
+            train_seconds = float(read_result(folder)["timings"]["train_s"])
         log = JobLog(folder, job.trainer.steps)
         log.say("test", job.trainer.steps)
         begun = time.monotonic()
-        missing = [d for d in job.tests if d not in kept]
         tests = kept | test_domains(job, task, indexes, split, folder, missing)
         result = {
             "version": RESULT_VERSION,
@@ -115,20 +119,34 @@ def _forget_other_split(
     The split is made over all devices at once, so a new device may move a patient. A checkpoint
     that was trained on a patient who is tested now must not be used.
     """
-    path = folder / "split.json"
-    if not path.is_file():
+    if _same_division(job, folder, indexes, split):
         return
-    before = Split.from_json(path.read_text())
-    seen = {job.source, *([job.target] if job.target else []), *job.tests}
-    fields = [f for d in seen for f in indexes[d].fields]
-    try:
-        if all(before.part_of(f) == split.part_of(f) for f in fields):
-            return
-    except DataError:  # a field that was not there when the split was made
-        pass
     print("the split of the data has changed since this job was trained: it starts anew")
     for stale in (folder / "checkpoints" / "last.ckpt", folder / "result.json"):
         stale.unlink(missing_ok=True)
+
+
+def _same_division(job: Job, folder: Path, indexes: dict[str, FieldIndex], split: Split) -> bool:
+    """Whether no field that the job knows has changed its part since it was trained.
+
+    Fields of a device that joined later are new: nobody can have been trained on them.
+    """
+    path = folder / "split.json"
+    if not path.is_file():
+        return True
+    before = Split.from_json(path.read_text())
+    trained = {job.source, job.target}
+    for domain, index in indexes.items():
+        for field in index.fields:
+            try:
+                part = before.part_of(field)
+            except DataError:
+                if domain in trained:
+                    return False
+                continue
+            if part != split.part_of(field):
+                return False
+    return True
 
 
 def _kept_tests(
@@ -162,7 +180,8 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
         Metrics by device, as in ``result.json``. Nothing is written.
 
     Raises:
-        UserError: no checkpoint in the folder, or an unknown device.
+        UserError: no checkpoint in the folder, an unknown device, or data that are divided
+            otherwise than when the job was trained.
     """
     job = load_job(folder / "config.yaml")
     torch.set_num_threads(job.trainer.threads)
@@ -175,6 +194,11 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
     if unknown:
         raise UserError(f"unknown device {unknown[0]!r}; known: {', '.join(job.data.domains)}")
     indexes, split = read_experiment_data(job.data)
+    if not _same_division(job, folder, indexes, split):
+        raise UserError(
+            f"{folder}: the data are divided otherwise than when this job was trained, so it could "
+            "be tested on its own training patients; run the sweep again to train it anew"
+        )
     task = build_task(job)
     task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     return {
@@ -264,8 +288,25 @@ def _train(
         use_distributed_sampler=False,
         plugins=[LightningEnvironment()],
     )
-    trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+    trainer.fit(task, datamodule=data, ckpt_path=str(last) if _readable(last) else None)
     return time.monotonic() - begun
+
+
+def _readable(checkpoint: Path) -> bool:
+    """Whether training can go on from a checkpoint; one that was cut off is thrown away.
+
+    Lightning moves it into place from the temporary folder, which is a copy, and can be
+    interrupted, where that is another file system.
+    """
+    if not checkpoint.is_file():
+        return False
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and operating system all mean the same here
+        print(f"{checkpoint}: cannot be read ({error}): the training starts anew")
+        checkpoint.unlink()
+        return False
+    return True
 
 
 def _precision(trainer: Trainer) -> str:
