@@ -334,6 +334,14 @@ def test_an_epoch_of_any_length_cuts_the_same_stream():
     assert fine == coarse
 
 
+def test_the_epoch_in_which_the_steps_end_is_shorter():
+    whole = epochs(batches=4, count=3)
+    parts = [EpochSampler(7, 3, 4, 0, epoch, steps=10) for epoch in range(3)]
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert [list(part) for part in parts] == [*whole[:2], whole[2][:2]]
+    assert len(EpochSampler(7, 3, 4, 0, 5, steps=10)) == 4  # whoever goes on gets whole epochs
+
+
 # --- DataModules -------------------------------------------------------------------------------
 
 

@@ -1,0 +1,532 @@
+"""A job from its order to its result: complete, repeatable, resumable to the last bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from da_leukemia.adaptation.settings import Method
+from da_leukemia.config import Domain, save_job
+from da_leukemia.errors import ConfigError, DataError, UserError
+from da_leukemia.evaluation.records import load_records
+from da_leukemia.sweep import ledger, worker
+from da_leukemia.tasks.detection import DivergedError
+
+H, L_ = "H_100X_C2", "L_100X_C2"
+FAIR = Method()
+PLAIN = Method(augmentation="weak", ema=False)
+ADAPTED = Method(
+    components=[
+        {"name": "adversarial"},
+        {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.011},
+    ]
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a job in a folder of its own (or the one named) and return the folder."""
+
+    def run_(job, name=None):
+        folder = tmp_path / (name or job.hash)
+        folder.mkdir(exist_ok=True)
+        save_job(job, folder / "config.yaml")
+        worker.run_job(folder)
+        return folder
+
+    return run_
+
+
+def weights(folder):
+    """Load the checkpoint the way that executes nothing."""
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def same_weights(one, other):
+    a, b = weights(one)["state_dict"], weights(other)["state_dict"]
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def detector_part(folder):
+    state = weights(folder)["state_dict"]
+    return {k: v for k, v in state.items() if k.startswith(("detector.", "ema."))}
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics(folder):
+    result = worker.read_result(folder)
+    return {d: t["metrics"] for d, t in result["tests"].items()}
+
+
+# --- what a job leaves -------------------------------------------------------------------------
+
+
+def test_a_job_leaves_a_whole_result(make_job, run):
+    job = make_job(FAIR, target=None)
+    folder = run(job)
+    result, why = ledger.read_result(folder, job.hash, job.tests)
+    assert result is not None, why
+    assert (result["method"], result["source"], result["target"]) == ("method", H, None)
+    assert result["classes"] == ["wbc"]
+    assert result["config"]["trainer"]["steps"] == 4
+    assert {"torch", "timm", "evaluator", "python"} <= result["versions"].keys()
+    assert result["timings"]["train_s"] > 0
+    assert (folder / "split.json").is_file()
+    for device in (H, L_):
+        scores = result["tests"][device]["metrics"]
+        assert 0 <= scores["ap50"] <= 1
+        records = load_records(folder / result["tests"][device]["records"])
+        assert len(records) == scores["fields"] > 0
+        assert all(r.key.startswith(device) for r in records)
+        assert sum(len(r.true_labels) for r in records) == scores["boxes"]
+        samples = json.loads((folder / "samples" / f"{device}.json").read_text())
+        assert samples
+        assert {"image", "name", "truths", "detections"} <= samples[0].keys()
+    json.dumps(result)  # numbers, text and None alone
+
+
+def test_no_patient_is_both_trained_on_and_tested_on(make_job, run):
+    folder = run(make_job(FAIR))
+    parts = json.loads((folder / "split.json").read_text())["parts"]
+    trained = {group for group, part in parts.items() if part != "test"}
+    tested = {r.group for d in (H, L_) for r in load_records(folder / "records" / f"{d}.npz")}
+    assert tested
+    assert not tested & trained
+
+
+def test_every_epoch_has_a_row_of_losses_and_scores(make_job, run):
+    found = rows(run(make_job(ADAPTED)))
+    assert [r["step"] for r in found] == ["2", "4"]
+    for row in found:
+        for name in ("class", "box", "attribute", "adversarial", "teacher_class", "loss"):
+            assert np.isfinite(float(row[f"train/{name}"])), name
+        assert 0 <= float(row["val/ap50"]) <= 1
+        assert float(row["health/pseudo_boxes_per_image"]) > 0
+        assert 0 <= float(row["health/discriminator_accuracy"]) <= 1
+    assert float(found[0]["learning_rate"]) > float(found[1]["learning_rate"])
+
+
+def test_a_row_has_scores_only_where_there_was_a_validation(make_job, run):
+    found = rows(run(make_job(FAIR, trainer={"epoch_steps": 1, "validate_every": 2})))
+    assert [bool(r["val/ap50"]) for r in found] == [False, True, False, True]
+
+
+def test_the_budget_is_the_number_of_steps_whatever_the_epochs(make_job, run):
+    for steps, epoch_steps in ((5, 2), (2, 100)):
+        folder = run(make_job(FAIR, trainer={"steps": steps, "epoch_steps": epoch_steps}))
+        assert weights(folder)["global_step"] == steps
+        assert rows(folder)[-1]["step"] == str(steps)
+
+
+# --- again -------------------------------------------------------------------------------------
+
+
+def test_running_again_changes_nothing(make_job, run):
+    job = make_job(FAIR)
+    folder = run(job)
+    kept = ("result.json", "metrics.csv", "checkpoints/last.ckpt", "split.json")
+    before = {name: (folder / name).read_bytes() for name in kept}
+    run(job)
+    for name, content in before.items():
+        assert (folder / name).read_bytes() == content, name
+
+
+def test_a_new_test_device_is_only_tested(make_job, run, monkeypatch):
+    first = make_job(FAIR, target=None, tests=[H])
+    folder = run(first)
+    before, trained = worker.read_result(folder), weights(folder)["state_dict"]
+    tested = []
+    original = worker.predict_domain
+    monkeypatch.setattr(
+        worker,
+        "predict_domain",
+        lambda job, task, index, *rest: (
+            tested.append(index.domain) or original(job, task, index, *rest)
+        ),
+    )
+    second = make_job(FAIR, target=None, tests=[H, L_])
+    assert second.hash == first.hash
+    run(second)
+    after = worker.read_result(folder)
+    assert tested == [L_]
+    assert after["tests"].keys() == {H, L_}
+    assert after["tests"][H] == before["tests"][H]
+    assert after["timings"]["train_s"] == before["timings"]["train_s"]
+    assert len(rows(folder)) == 2
+    now = weights(folder)["state_dict"]
+    assert all(torch.equal(now[k], v) for k, v in trained.items())
+
+
+def test_a_result_of_other_data_is_made_again(make_job, run, smears, tmp_path):
+    """The same job on labels that were corrected since: old scores must not stay."""
+    root = tmp_path / "data"
+    shutil.copytree(smears, root)
+    folder = run(make_job(FAIR, target=None, data={"root": str(root)}))
+    before = worker.read_result(folder)
+    relabel(root, L_, drop=True)
+    run(make_job(FAIR, target=None, data={"root": str(root)}), name=folder.name)
+    after = worker.read_result(folder)
+    assert after["tests"][L_]["metrics"]["boxes"] == 0 < before["tests"][L_]["metrics"]["boxes"]
+    assert after["tests"][H]["metrics"] == before["tests"][H]["metrics"]
+
+
+def ward_phone(root, patients):
+    """Write a COCO device; ``patients`` gives the patient of each photograph."""
+    (root / "images").mkdir(parents=True)
+    images, cells = [], []
+    for number, patient in enumerate(patients):
+        name = f"images/{patient}_{number}.png"
+        Image.new("RGB", (64, 64), (220, 200, 210)).save(root / name)
+        images.append({"id": number, "file_name": name, "width": 64, "height": 64})
+        box = {"id": number, "image_id": number, "category_id": 1, "bbox": [8, 8, 20, 20]}
+        cells.append(box)
+    categories = [{"id": 1, "name": "wbc"}]
+    content = {"images": images, "annotations": cells, "categories": categories}
+    (root / "annotations.json").write_text(json.dumps(content))
+    return Domain(root=str(root), patient_pattern=r"(?P<patient>[a-z0-9]+)_\d+\.png")
+
+
+def with_phone(make_job, phone):
+    first = make_job(FAIR, target=None, tests=[H])
+    domains = {**first.data.domains, "phone": phone}
+    second = make_job(FAIR, target=None, tests=[H, "phone"], data={"domains": domains})
+    assert second.hash == first.hash
+    return first, second
+
+
+def test_a_device_with_patients_of_its_own_is_only_tested(make_job, run, tmp_path):
+    phone = ward_phone(tmp_path / "phone", ["a", "b", "c", "d", "e", "f"])
+    first, second = with_phone(make_job, phone)
+    folder = run(first)
+    checkpoint, before = (folder / "checkpoints" / "last.ckpt").read_bytes(), metrics(folder)
+    run(second)
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
+    assert metrics(folder)[H] == before[H]
+    assert metrics(folder)["phone"]["boxes"] > 0
+
+
+def test_nobody_is_tested_on_whom_a_device_added_later_moved_into_the_test(make_job, run, tmp_path):
+    """It shares patients in a lopsided way, so that the split comes out otherwise."""
+    phone = ward_phone(tmp_path / "phone", ["1"] * 6 + ["2"] * 6)
+    first, second = with_phone(make_job, phone)
+    folder = run(first)
+    old = json.loads((folder / "split.json").read_text())["parts"]
+    save_job(second, folder / "config.yaml")
+    with pytest.raises(UserError, match="divided otherwise"):
+        worker.evaluate_job(folder)
+    run(second)
+    new = json.loads((folder / "split.json").read_text())["parts"]
+    assert new != old  # what this test is about
+    fresh = run(second, "fresh")
+    assert same_weights(folder, fresh)  # trained anew
+    tested = {r.group for d in (H, "phone") for r in load_records(folder / f"records/{d}.npz")}
+    assert not tested & {group for group, part in new.items() if part != "test"}
+
+
+# --- interrupted -------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(job, folder, monkeypatch, after):
+    """Run a job and stop it dead in the step that follows ``after`` steps."""
+    folder.mkdir(exist_ok=True)
+    save_job(job, folder / "config.yaml")
+    original = worker.DetectionTask.training_step
+
+    def step(self, *arguments):
+        if self.global_step == after:
+            raise Stop
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.DetectionTask, "training_step", step)
+        with pytest.raises(Stop):
+            worker.run_job(folder)
+
+
+@pytest.mark.parametrize("method", [PLAIN, FAIR, ADAPTED], ids=["plain", "fair", "adapted"])
+def test_a_run_that_was_killed_twice_ends_as_if_it_had_not(
+    make_job, run, tmp_path, monkeypatch, method
+):
+    job = make_job(method, trainer={"steps": 6, "validate_every": 2})
+    whole = run(job, "whole")
+    parts = tmp_path / "parts"
+    # In the second epoch, so its first step is trained twice; then right at an epoch's start.
+    interrupted(job, parts, monkeypatch, after=3)
+    assert weights(parts)["global_step"] == 2
+    interrupted(job, parts, monkeypatch, after=4)
+    assert weights(parts)["global_step"] == 4
+    run(job, "parts")
+    assert same_weights(whole, parts)
+    assert metrics(whole) == metrics(parts)
+    assert rows(whole) == rows(parts)
+    one, other = weights(whole)["optimizer_states"][0], weights(parts)["optimizer_states"][0]
+    for key, state in one["state"].items():
+        assert all(torch.equal(v, other["state"][key][k]) for k, v in state.items())
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(make_job, run, tmp_path, monkeypatch):
+    job = make_job(FAIR)
+    whole, parts = run(job, "whole"), tmp_path / "parts"
+    interrupted(job, parts, monkeypatch, after=1)
+    run(job, "parts")
+    assert same_weights(whole, parts)
+
+
+def test_a_checkpoint_that_was_cut_off_is_trained_again(make_job, run):
+    """``kill -9`` while it is copied to another file system, or a disk that was full."""
+    job = make_job(FAIR)
+    whole = run(job, "whole")
+    folder = run(job, "cut")
+    (folder / "result.json").unlink()
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    run(job, "cut")
+    assert same_weights(whole, folder)
+    assert metrics(whole) == metrics(folder)
+
+
+def test_a_checkpoint_holds_nothing_that_is_executed(make_job, run):
+    folder = run(make_job(ADAPTED))
+    content = weights(folder)  # weights_only=True refuses anything but data
+    assert content["global_step"] == 4
+    assert any(k.startswith("ema.model.") for k in content["state_dict"])
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_finished_job_can_be_tested_again(make_job, run, tmp_path):
+    folder = run(make_job(FAIR))
+    assert worker.evaluate_job(folder) == metrics(folder)
+    assert worker.evaluate_job(folder, [L_]).keys() == {L_}
+    with pytest.raises(UserError, match=r"unknown device 'phone'"):
+        worker.evaluate_job(folder, ["phone"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    save_job(make_job(FAIR), empty / "config.yaml")
+    with pytest.raises(UserError, match=r"last\.ckpt: no checkpoint"):
+        worker.evaluate_job(empty)
+
+
+# --- what must make no difference --------------------------------------------------------------
+
+
+OFF = [
+    [{"name": "adversarial", "weight": 0.0}],
+    [{"name": "fourier", "probability": 0.0}, {"name": "histogram", "probability": 0.0}],
+    [{"name": "mean_teacher", "weight": 0.0}, {"name": "adversarial", "weight": 0.0}],
+]
+
+
+def test_adaptation_of_no_weight_is_the_fair_source_only_to_the_last_bit(make_job, run):
+    budget = {"steps": 6}
+    twin = run(make_job(FAIR, target=None, trainer=budget), "twin")
+    for number, components in enumerate(OFF):
+        job = make_job(Method(components=components), target=L_, trainer=budget)
+        adapted = run(job, f"off{number}")
+        assert same_weights(twin, adapted)
+        assert metrics(twin) == metrics(adapted)
+
+
+def relabel(root, domain, drop=False):
+    """Give a device's cells the boxes and labels of others, or none at all."""
+    rng = np.random.default_rng(5)
+    changed = 0
+    for path in sorted((root / domain / "json_labels").rglob("*.json")):
+        content = json.loads(path.read_text())
+        cells = content["annotations"]
+        changed += len(cells)
+        if drop:
+            content["annotations"] = []
+        else:
+            for cell in cells:
+                x, y = (int(v) for v in rng.integers(0, 400, 2))
+                cell["bbox"] = [x, y, 30, 40]
+            images = [c["image_id"] for c in cells]
+            kinds = [c["category_id"] for c in cells]
+            for cell, i, k in zip(
+                cells, rng.permutation(images), rng.permutation(kinds), strict=True
+            ):
+                cell["image_id"], cell["category_id"] = int(i), int(k)
+        path.write_text(json.dumps(content))
+    for path in (root / domain).rglob("*.txt"):
+        path.unlink()
+    assert changed
+
+
+def test_training_is_the_same_when_the_targets_labels_are_shuffled_or_deleted(
+    make_job, run, smears, tmp_path
+):
+    roots = {"as_it_is": smears}
+    for name in ("shuffled", "deleted"):
+        roots[name] = tmp_path / name
+        shutil.copytree(smears, roots[name])
+        relabel(roots[name], L_, drop=name == "deleted")
+    method = Method(components=[*ADAPTED.components, {"name": "fourier"}, {"name": "histogram"}])
+    folders = {
+        name: run(make_job(method, data={"root": str(root)}), name) for name, root in roots.items()
+    }
+    for name in ("shuffled", "deleted"):
+        assert same_weights(folders["as_it_is"], folders[name])
+        assert rows(folders["as_it_is"]) == rows(folders[name])
+    scores = {n: metrics(f)[L_] for n, f in folders.items()}
+    assert scores["deleted"]["boxes"] == 0 < scores["as_it_is"]["boxes"]
+    # The test can see a leak: the source's labels do matter.
+    own = tmp_path / "own"
+    shutil.copytree(smears, own)
+    relabel(own, H)
+    assert not same_weights(
+        folders["as_it_is"], run(make_job(method, data={"root": str(own)}), "own")
+    )
+
+
+def test_a_run_is_repeatable_and_its_seed_matters(make_job, run):
+    one = run(make_job(ADAPTED), "one")
+    assert same_weights(one, run(make_job(ADAPTED), "two"))
+    assert not same_weights(one, run(make_job(ADAPTED, seed=1), "three"))
+
+
+def test_every_adaptation_makes_a_difference(make_job, run):
+    twin = detector_part(run(make_job(FAIR), "twin"))
+    for number, component in enumerate(
+        (
+            *ADAPTED.components,
+            {"name": "fourier", "probability": 1.0},
+            {"name": "histogram", "probability": 1.0},
+        )
+    ):
+        folder = run(make_job(Method(components=[component])), f"on{number}")
+        state = detector_part(folder)
+        assert any(not torch.equal(state[k], v) for k, v in twin.items()), component
+
+
+# --- start weights, precision, divergence ------------------------------------------------------
+
+
+def test_a_job_can_start_from_the_tested_weights_of_another(make_job, run):
+    first = run(make_job(FAIR), "first")
+    given = weights(first)["state_dict"]
+    job = make_job(FAIR, detector={"init_from": str(first / "checkpoints" / "last.ckpt")})
+    task = worker.build_task(job)
+    for name, value in task.detector.state_dict().items():
+        assert torch.equal(value, given[f"ema.model.{name}"]), name
+    assert torch.equal(task.ema.network.head.score.weight, task.detector.head.score.weight)
+    run(job, "second")
+
+
+def test_start_weights_of_another_label_space_fit_but_for_the_last_layer(make_job, run):
+    path = run(make_job(FAIR), "first") / "checkpoints" / "last.ckpt"
+    job = make_job(FAIR, detector={"init_from": str(path)}, data={"label_space": "lineage"})
+    task = worker.build_task(job)
+    given = weights(path.parent.parent)["state_dict"]
+    own = task.detector.state_dict()
+    assert own["head.score.weight"].shape[0] == 4
+    key = "backbone.body.conv_stem.weight"
+    assert torch.equal(own[key], given[f"ema.model.{key}"])
+
+
+def test_start_weights_that_cannot_be_used_are_refused(make_job, tmp_path):
+    cases = {"none.ckpt": "no such file", "text.ckpt": "no checkpoint of ours"}
+    (tmp_path / "text.ckpt").write_text("hello")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    cases["other.pt"] = "no checkpoint of ours"
+    torch.save({"state_dict": {"model.fc": torch.zeros(3)}}, tmp_path / "foreign.ckpt")
+    cases["foreign.ckpt"] = "none of its weights fit"
+    for name, message in cases.items():
+        with pytest.raises(ConfigError, match=rf"detector\.init_from.*{name}: {message}"):
+            worker.build_task(make_job(FAIR, detector={"init_from": str(tmp_path / name)}))
+
+
+def test_bf16_trains(make_job, run):
+    job = make_job(ADAPTED, trainer={"precision": "bf16-mixed", "steps": 2})
+    folder = run(job)
+    state = weights(folder)["state_dict"]
+    assert all(v.dtype != torch.bfloat16 and v.isfinite().all() for v in state.values())
+    assert job.hash == make_job(ADAPTED, trainer={"steps": 2}).hash  # where, not what
+
+
+def test_a_diverging_loss_is_named_and_the_last_checkpoint_kept(
+    make_job, run, tmp_path, monkeypatch
+):
+    original = worker.DetectionTask._adaptation_losses
+
+    def poisoned(self, *arguments):
+        losses = original(self, *arguments)
+        return losses | {
+            "adversarial": losses["adversarial"] * (torch.nan if self.global_step == 3 else 1)
+        }
+
+    job = make_job(ADAPTED)
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.DetectionTask, "_adaptation_losses", poisoned)
+        with pytest.raises(DivergedError, match=r"step 3: the loss of adversarial is not finite"):
+            run(job, "bad")
+    folder = tmp_path / "bad"
+    assert weights(folder)["global_step"] == 2
+    assert not (folder / "result.json").exists()
+    run(job, "bad")  # the checkpoint is good to go on from
+    assert same_weights(folder, run(job, "good"))
+
+
+def test_weights_that_are_no_numbers_are_never_kept(make_job, run, tmp_path, monkeypatch):
+    """A gradient can overflow where the loss is still finite, in an epoch's last step."""
+    original = worker.DetectionTask.on_train_batch_end
+
+    def poisoned(self, *arguments):
+        if self.global_step == 4:
+            with torch.no_grad():
+                self.detector.head.score.weight.fill_(torch.nan)
+        original(self, *arguments)
+
+    monkeypatch.setattr(worker.DetectionTask, "on_train_batch_end", poisoned)
+    with pytest.raises(DivergedError, match=r"step 4.*weights"):
+        run(make_job(FAIR, trainer={"steps": 6}), "bad")
+    assert weights(tmp_path / "bad")["global_step"] == 2
+
+
+def test_a_job_without_the_target_in_its_data_is_refused_before_training(make_job, run):
+    with pytest.raises(DataError, match=r"no such folder"):
+        run(make_job(FAIR, data={"root": "/nonexistent"}), "nowhere")
+
+
+def test_jobs_with_a_gpu_setting_run_where_there_is_none(make_job, run):
+    job = make_job(FAIR, trainer={"accelerator": "auto", "precision": "auto", "steps": 2})
+    assert worker.read_result(run(job))["device"]
+
+
+def test_the_modules_work_with_a_plain_trainer(make_job, tmp_path):
+    """What the guide promises to people who bring their own loop."""
+    from da_leukemia.data.datamodules import AdaptationDataModule, read_experiment_data
+    from da_leukemia.labels import WBC
+
+    job = make_job(ADAPTED)
+    indexes, split = read_experiment_data(job.data)
+    data = AdaptationDataModule(
+        indexes[H], target=indexes[L_], split=split, space=WBC, size=96, trainer=job.trainer
+    )
+    trainer = L.Trainer(
+        max_steps=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(worker.build_task(job), datamodule=data)
+    assert trainer.global_step == 2
+    assert np.isfinite(float(trainer.callback_metrics["train/loss"]))
