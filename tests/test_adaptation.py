@@ -33,7 +33,7 @@ def _one_thread():
 
 
 def draw(step=0):
-    return Draw(generator_for(0, step, 2, CPU), CPU)
+    return Draw(generator_for(0, step, 2, CPU))
 
 
 def rand(*shape, seed=0):

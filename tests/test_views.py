@@ -25,7 +25,7 @@ BOX = (10.0, 22.0, 26.0, 40.0)
 
 
 def draw(step=0, seed=0):
-    return Draw(generator_for(seed, step, 0, CPU), CPU)
+    return Draw(generator_for(seed, step, 0, CPU))
 
 
 def targets_of(*boxes, labels=None, sizes=3, padded=4):

@@ -24,10 +24,10 @@ from da_leukemia.data.views import (
     weak_geometry,
 )
 from da_leukemia.errors import UserError
-from da_leukemia.evaluation import evaluate
 from da_leukemia.evaluation.records import FieldRecord
 from da_leukemia.models.ema import MovingAverage
 from da_leukemia.models.one_stage import Detections, OneStageDetector, Outputs
+from da_leukemia.tasks.metrics import FieldMetric
 
 # Purposes of random numbers (see `generator_for`): the source's do not shift when a target joins,
 # so that a run with every adaptation weight at zero is its source-only twin to the last bit.
@@ -75,7 +75,7 @@ class DetectionTask(L.LightningModule):
         needs_average = ema or any(c.needs_teacher for c in components)
         self.ema = MovingAverage(detector, trainer.ema) if needs_average else None
         self.validation: FieldDataset | None = None
-        self._records: list[FieldRecord] = []
+        self._metric: FieldMetric | None = None
 
     @property
     def tested(self) -> OneStageDetector:
@@ -103,13 +103,13 @@ class DetectionTask(L.LightningModule):
         progress = min(1.0, step / max(1, self.settings.steps))
         source: LabelledBatch = batch["source"]
         target: UnlabelledBatch | None = batch.get("target")
-        draw = Draw(generator_for(self.seed, step, _SOURCE, device), device)
-        own = Draw(generator_for(self.seed, step, _COMPONENTS, device), device)
+        draw = Draw(generator_for(self.seed, step, _SOURCE, device))
+        own = Draw(generator_for(self.seed, step, _COMPONENTS, device))
 
         weak_target = strong_target = None
         size = source.images.shape[-1]
         if target is not None:
-            other = Draw(generator_for(self.seed, step, _TARGET, device), device)
+            other = Draw(generator_for(self.seed, step, _TARGET, device))
             wanted = any(c.wants_target(progress) for c in self._components)
             _, weak_target, strong_target = self._views(target, other, self.strong and wanted)
             if not wanted:
@@ -238,22 +238,22 @@ class DetectionTask(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
-        self._records = []
+        assert self.validation is not None
+        labelled = {c for field in self.validation.fields for c in field.labelled_classes}
+        self._metric = FieldMetric(self.validation.space, sorted(labelled))
         self.tested.eval()
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Collect detections on the source's validation fields."""
         del batch_idx
         assert self.validation is not None
-        self._records += self.predict_fields(batch, self.validation)
+        assert self._metric is not None
+        self._metric.update(self.predict_fields(batch, self.validation))
 
     def on_validation_epoch_end(self) -> None:
         """Score them."""
-        assert self.validation is not None
-        if not self._records:
-            return
-        labelled = self.validation.fields[0].labelled_classes
-        scores = evaluate(self._records, self.validation.space, labelled)
+        assert self._metric is not None
+        scores = self._metric.compute()
         for name in ("ap50", "ap50_95", "attribute_f1"):
             if scores[name] is not None:
                 self.log(f"val/{name}", float(scores[name]))
