@@ -34,13 +34,25 @@ def domain_source(data: Data, name: str) -> DomainSource:
     )
 
 
+def no_images(domain: str) -> str:
+    """Say that a device is empty."""
+    return f"{domain}: no images; is data.domains.{domain}.root right?"
+
+
 def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
-    """Read every device and divide them by patient over all of them at once."""
+    """Read every device and divide them by patient over all of them at once.
+
+    Raises:
+        ConfigError: settings of the data that cannot be.
+        DataError: a device that cannot be read, or no image on any device.
+    """
     space = get_label_space(data.label_space)
     indexes = {
         name: read_domain(domain_source(data, name), domain.format, space)
         for name, domain in data.domains.items()
     }
+    if not any(len(index) for index in indexes.values()):
+        raise DataError([no_images(name) for name in indexes])
     values = list(indexes.values())
     settings = data.split
     if settings.kind == "released":

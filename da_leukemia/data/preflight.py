@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from da_leukemia.config import Experiment
-from da_leukemia.data.datamodules import read_experiment_data
+from da_leukemia.data.datamodules import no_images, read_experiment_data
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.errors import ConfigError, DataError
 
@@ -14,7 +14,7 @@ def preflight(experiment: Experiment) -> None:
     """Read the labels of every device and refuse what would fail or corrupt a result later.
 
     Raises:
-        ConfigError: the backbone or its strides do not exist.
+        ConfigError: the backbone, its strides or the start weights do not exist.
         DataError: every problem found, with examples.
     """
     root = Path(experiment.data.root)
@@ -22,7 +22,7 @@ def preflight(experiment: Experiment) -> None:
         raise DataError(
             f"data.root: {root}: no such folder; give it as data.root=PATH on the command line"
         )
-    _check_backbone(experiment)
+    _check_detector(experiment)
     indexes, split = read_experiment_data(experiment.data)
     problems = []
     for name, index in indexes.items():
@@ -46,7 +46,7 @@ def preflight(experiment: Experiment) -> None:
 
 def _problems(index: FieldIndex) -> list[str]:
     if not len(index):
-        return [f"{index.domain}: no images; is data.domains.{index.domain}.root right?"]
+        return [no_images(index.domain)]
     return [
         f"{index.domain}: {f.message} ({f.count}): {'; '.join(f.examples[:3])}"
         for f in index.findings
@@ -54,7 +54,7 @@ def _problems(index: FieldIndex) -> list[str]:
     ]
 
 
-def _check_backbone(experiment: Experiment) -> None:
+def _check_detector(experiment: Experiment) -> None:
     """Build the backbone without weights: a misspelt name must not wait for the first job."""
     from da_leukemia.models.backbone import Backbone
 
@@ -63,3 +63,5 @@ def _check_backbone(experiment: Experiment) -> None:
     if len(set(strides)) != len(strides):
         raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
     Backbone(settings.backbone, strides)
+    if settings.init_from and not Path(settings.init_from).is_file():
+        raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
