@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
+import scipy
 from PIL import Image
 
 from da_leukemia.errors import ConfigError
 from da_leukemia.labels import LEUKEMIAATTRI, LINEAGE, translate
-from da_leukemia.simulate import DEVICES, DOMAINS, photograph, render_field, simulate
+from da_leukemia.simulate import (
+    DEVICES,
+    DOMAINS,
+    SIMULATOR_VERSION,
+    photograph,
+    render_field,
+    simulate,
+)
 from da_leukemia.simulate.writer import file_stem, split_of
 
 TWO = ("H_100X_C2", "L_40X_C1")
@@ -38,6 +48,24 @@ def test_the_same_numbers_give_the_same_field_and_others_do_not():
     device = DEVICES["L_10X_C1"]
     shots = [photograph(first, device, np.random.default_rng(5)) for _ in range(2)]
     np.testing.assert_array_equal(*shots)
+
+
+def _digest(files: list[bytes]) -> str:
+    return hashlib.sha256(b"\0".join(files)).hexdigest()[:16]
+
+
+def test_a_version_of_the_simulator_always_renders_the_same(tmp_path: Path):
+    # Published numbers rest on these pixels: a change here needs a new SIMULATOR_VERSION.
+    assert SIMULATOR_VERSION == 4
+    domains = ["H_100X_C1", "H_100X_C2", "L_100X_C2"]
+    out = simulate(tmp_path / "a", domains=domains, patients=1, fields_per_patient=1)
+    labels = [p.read_bytes() for p in sorted(out.rglob("*")) if p.suffix in (".txt", ".json")]
+    assert _digest(labels) == "ec49f90b96da58d9"
+    libraries = [".".join(m.__version__.split(".")[:2]) for m in (np, scipy, PIL)]
+    if libraries != ["2.4", "1.17", "13.0"]:
+        pytest.skip(f"pixels were recorded with other libraries than {libraries}")
+    pixels = [np.asarray(Image.open(p)).tobytes() for p in sorted(out.rglob("*.png"))]
+    assert _digest(pixels) == "582964801c161d8e"
 
 
 def test_rendering_leaves_the_global_generator_alone():

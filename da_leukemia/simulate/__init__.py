@@ -9,19 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from da_leukemia.errors import ConfigError, did_you_mean
+from da_leukemia.errors import ConfigError
+from da_leukemia.simulate.domains import DOMAINS, FACTORS, mixed, parse_domain
 
 if TYPE_CHECKING:
-    from da_leukemia.simulate.devices import DEVICES, Device, photograph
+    from da_leukemia.simulate.devices import DEVICES, Device, device_of, photograph
     from da_leukemia.simulate.scene import Scene, render_field
-
-DOMAINS: tuple[str, ...] = tuple(
-    f"{scope}_{objective}_{camera}"
-    for scope in ("H", "L")
-    for objective in ("100X", "40X", "10X")
-    for camera in ("C1", "C2")
-)
-"""Microscope (H = high cost, L = low cost), objective, camera (C1 = phone, C2 = its own)."""
 
 SIMULATOR_VERSION: int = 4
 """Raised whenever the same settings give other pixels or labels."""
@@ -29,6 +22,7 @@ SIMULATOR_VERSION: int = 4
 _LAZY = {
     "DEVICES": "devices",
     "Device": "devices",
+    "device_of": "devices",
     "photograph": "devices",
     "Scene": "scene",
     "render_field": "scene",
@@ -37,9 +31,12 @@ _LAZY = {
 __all__ = [
     "DEVICES",
     "DOMAINS",
+    "FACTORS",
     "SIMULATOR_VERSION",
     "Device",
     "Scene",
+    "device_of",
+    "mixed",
     "photograph",
     "render_field",
     "simulate",
@@ -68,7 +65,8 @@ def simulate(
 
     Args:
         out: folder to make; one that holds the same finished simulation is left as it is.
-        domains: which of ``DOMAINS`` photograph every field.
+        domains: which devices photograph every field: names in ``DOMAINS``, or one of them with
+            some ``FACTORS`` of another, as ``mixed`` writes it: ``H_100X_C2~blur~L_100X_C2``.
         patients: number of patients; every third is a test patient in all domains.
         fields_per_patient: fields of view of each patient.
         seed: everything follows from it.
@@ -81,11 +79,12 @@ def simulate(
     Raises:
         ConfigError: an unknown domain, a count below one, or ``out`` holds something else.
     """
-    problems = [
-        f"simulate.domains: unknown domain {name!r}{did_you_mean(name, DOMAINS)}"
-        for name in domains
-        if name not in DOMAINS
-    ]
+    problems = []
+    for name in domains:
+        try:
+            parse_domain(name)
+        except ConfigError as error:
+            problems += [f"simulate.domains: {problem}" for problem in error.problems]
     if not domains:
         problems.append("simulate.domains: name at least one domain")
     if len(set(domains)) != len(domains):

@@ -1,15 +1,19 @@
-"""The twelve ways of photographing one field, and the optics that separate them."""
+"""The twelve ways of photographing one field, and the optics that separate them.
+
+`device_of` mixes two of them, so that the effect of each optical factor can be seen alone.
+"""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import correlate1d
 
+from da_leukemia.simulate.domains import FACTORS, parse_domain
 from da_leukemia.simulate.scene import SIDE, Scene
 from da_leukemia.simulate.shapes import HEIGHT, WIDTH, Array
 
@@ -35,6 +39,9 @@ class Device:
         sharpen: strength of the camera's unsharp mask.
         jpeg: quality of the compression cycle; 0 for none.
         drift: how much white balance and exposure change from patient to patient.
+        balance_of: device whose white balance of each patient is used; "" for its own.
+        lamp_of: device whose lamp direction of each patient is used; "" for its own.
+        noise_of: device whose noise is drawn in each field (by the writer); "" for its own.
     """
 
     name: str
@@ -51,6 +58,9 @@ class Device:
     sharpen: float
     jpeg: int
     drift: float
+    balance_of: str = ""
+    lamp_of: str = ""
+    noise_of: str = ""
 
 
 # fmt: off
@@ -84,7 +94,29 @@ _TABLE: tuple[Device, ...] = (
 )
 # fmt: on
 
-DEVICES: dict[str, Device] = {device.name: device for device in _TABLE}
+DEVICES: dict[str, Device] = {
+    d.name: replace(d, balance_of=d.name, lamp_of=d.name, noise_of=d.name) for d in _TABLE
+}
+
+
+def device_of(domain: str) -> Device:
+    """Return the device of a domain name, with the factors it has from another one.
+
+    What varies with patient and field comes along with a factor: the patient's white balance with
+    colour, the direction of the lamp with illumination, the grain of the field with noise. So a
+    device with some factors differs from its base in these alone, and one with all factors takes
+    the very photographs of the other.
+
+    Raises:
+        ConfigError: see `parse_domain`.
+    """
+    name = parse_domain(domain)
+    base = DEVICES[name.base]
+    if not name.factors:
+        return base
+    other = DEVICES[name.other]
+    taken = {key: getattr(other, key) for factor in name.factors for key in FACTORS[factor]}
+    return replace(base, name=domain, **taken)
 
 
 def photograph(scene: Scene, device: Device, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -98,10 +130,8 @@ def photograph(scene: Scene, device: Device, rng: np.random.Generator) -> NDArra
     Returns:
         ``(640, 640, 3)`` RGB, squeezed from 16:9. Geometry does not depend on the device.
     """
-    # White balance belongs to slide and device, so it must not change from field to field.
-    slide = np.random.default_rng([scene.seed, scene.patient, *device.name.encode()])
-    balance = np.exp(slide.normal(0, device.drift, 3) + slide.normal(0, device.drift))
-    tilt = float(slide.choice([-1.0, 1.0])) * slide.uniform(0.6, 1.2)
+    balance, _ = _habits(scene, device.balance_of or device.name, device.drift)
+    _, tilt = _habits(scene, device.lamp_of or device.name, device.drift)
 
     columns, rows = round(WIDTH / device.sampling), round(HEIGHT / device.sampling)
     light = _lens(scene.transmittance, device, columns, rows)
@@ -130,6 +160,14 @@ def photograph(scene: Scene, device: Device, rng: np.random.Generator) -> NDArra
         image.save(memory, "JPEG", quality=device.jpeg)
         image = Image.open(memory)
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def _habits(scene: Scene, device: str, drift: float) -> tuple[NDArray[np.float64], float]:
+    """Return white balance (R, G, B) and lamp direction of a slide in a device."""
+    # They belong to slide and device, so they must not change from field to field.
+    rng = np.random.default_rng([scene.seed, scene.patient, *device.encode()])
+    balance = np.exp(rng.normal(0, drift, 3) + rng.normal(0, drift))
+    return balance, float(rng.choice([-1.0, 1.0])) * rng.uniform(0.6, 1.2)
 
 
 def _kernel(sigma: float, shift: float = 0.0) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from da_leukemia.errors import ConfigError
 from da_leukemia.labels import LEUKEMIAATTRI
-from da_leukemia.simulate.devices import DEVICES, photograph
+from da_leukemia.simulate.devices import device_of, photograph
 from da_leukemia.simulate.patients import diagnosis_of
 from da_leukemia.simulate.scene import SIDE, Scene, render_field
 
@@ -159,8 +159,10 @@ def _write_field(job: _Job) -> list[Row]:
     scene = render_field(job.seed, job.patient, job.field)
     five, twelve = _txt(scene)
     for domain in job.domains:
-        noise = np.random.default_rng([job.seed, job.patient, job.field, *domain.encode()])
-        image = Image.fromarray(photograph(scene, DEVICES[domain], noise))
+        device = device_of(domain)
+        grain = device.noise_of.encode()
+        noise = np.random.default_rng([job.seed, job.patient, job.field, *grain])
+        image = Image.fromarray(photograph(scene, device, noise))
         stem = file_stem(domain, job.patient, job.field)
         base = job.root / domain
         image.save(base / "Images" / job.split / f"{stem}.png", compress_level=1)

@@ -1,0 +1,99 @@
+"""The names of simulated domains: the release's twelve, and one with factors of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from da_leukemia.errors import ConfigError, did_you_mean
+
+DOMAINS: tuple[str, ...] = tuple(
+    f"{scope}_{objective}_{camera}"
+    for scope in ("H", "L")
+    for objective in ("100X", "40X", "10X")
+    for camera in ("C1", "C2")
+)
+"""Microscope (H = high cost, L = low cost), objective, camera (C1 = phone, C2 = its own)."""
+
+FACTORS: dict[str, tuple[str, ...]] = {
+    "blur": ("blur", "fringe"),
+    "sampling": ("sampling",),
+    "illumination": ("flare", "vignette", "gradient", "lamp_of"),
+    "colour": ("gain", "saturation", "gamma", "drift", "balance_of"),
+    "noise": ("noise", "noise_of"),
+    "sharpening": ("sharpen",),
+    "jpeg": ("jpeg",),
+}
+"""What may be taken from another device: the `Device` fields of each factor, in optical order."""
+
+
+@dataclass(frozen=True)
+class DomainName:
+    """A simulated domain, ``BASE`` or ``BASE~factor+factor~OTHER``.
+
+    Attributes:
+        base: the device that takes the photograph, one of `DOMAINS`.
+        factors: what it has from ``other``, in the order of `FACTORS`.
+        other: the device that the factors come from, "" where there are none.
+    """
+
+    base: str
+    factors: tuple[str, ...] = ()
+    other: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.base}~{'+'.join(self.factors)}~{self.other}" if self.factors else self.base
+
+
+def mixed(base: str, factors: Iterable[str], other: str) -> str:
+    """Return the name of the domain ``base`` with ``factors`` of ``other``.
+
+    Raises:
+        ConfigError: a device or a factor is unknown, or both devices are the same.
+    """
+    given = list(factors)
+    problems = [
+        f"unknown device {name!r}{did_you_mean(name, DOMAINS)}"
+        for name in (base, other)
+        if name not in DOMAINS
+    ]
+    problems += [
+        f"unknown factor {name!r}{did_you_mean(name, FACTORS)}"
+        for name in given
+        if name not in FACTORS
+    ]
+    if not given:
+        problems.append(f"name at least one factor of {', '.join(FACTORS)}")
+    if base == other:
+        problems.append(f"{base} cannot take factors from itself")
+    if problems:
+        raise ConfigError(problems)
+    return str(DomainName(base, tuple(f for f in FACTORS if f in given), other))
+
+
+def parse_domain(name: str) -> DomainName:
+    """Parse the name of a simulated domain.
+
+    Raises:
+        ConfigError: it is neither one of `DOMAINS` nor ``BASE~factor+factor~OTHER`` as `mixed`
+            writes it; carries a suggestion.
+    """
+    base, *rest = name.split("~")
+    if not rest:
+        if name not in DOMAINS:
+            raise ConfigError(f"unknown domain {name!r}{did_you_mean(name, DOMAINS)}")
+        return DomainName(name)
+    if len(rest) != 2:
+        raise ConfigError(
+            f"cannot read {name!r}; write BASE~factor+factor~OTHER, "
+            "e.g. H_100X_C2~blur+noise~L_100X_C2"
+        )
+    factors, other = rest[0].split("+") if rest[0] else [], rest[1]
+    try:
+        # One device, one name: it is a folder, a key of an experiment and part of a job's hash.
+        wanted = mixed(base, factors, other)
+    except ConfigError as error:
+        raise ConfigError([f"{name}: {problem}" for problem in error.problems]) from None
+    if wanted != name:
+        raise ConfigError(f"{name}: factors are named once and in order, write {wanted}")
+    return DomainName(base, tuple(factors), other)
