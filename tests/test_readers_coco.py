@@ -194,7 +194,7 @@ def test_the_label_file_is_found_or_asked_for(tmp_path):
     put(tmp_path, [image(patient=1)], [box()], name="annotations/instances.json")
     assert len(read(tmp_path)) == 1
     (tmp_path / "second.json").write_text("{}")
-    with pytest.raises(DataError, match=r"several label files.*data\.domains\.phone\.labels"):
+    with pytest.raises(DataError, match=r"several label files.*data\.domains\.phone\.annotations"):
         read(tmp_path)
     assert len(read(tmp_path, labels="annotations/instances.json")) == 1
     with pytest.raises(DataError, match="no such label file"):

@@ -161,3 +161,16 @@ def test_a_name_inside_a_string_is_not_taken_for_the_fault(layouts):
     content = JSON.replace(b"myeloblast", b"NaN").replace(b"12", b"NaN", 1)
     with pytest.raises(DataError, match="line 31, column 5"):
         read_bytes(layouts, "coco", content)
+
+
+@pytest.mark.parametrize("name", ["coco", "json", "text"])
+def test_an_archive_in_the_place_of_a_label_file_is_called_so(layouts, name):
+    with pytest.raises(DataError, match="zip archive; unpack"):
+        read_bytes(layouts, name, b"PK\x03\x04" + b"\x14" * 40)
+
+
+@pytest.mark.parametrize("name", ["coco", "json"])
+def test_a_key_that_comes_twice_loses_no_label_silently(layouts, name):
+    twice = JSON.replace(b'"image_id": 2', b'"bbox": [1, 1, 2, 2], "image_id": 2')
+    with pytest.raises(DataError, match="key 'bbox' comes twice"):
+        read_bytes(layouts, name, twice)

@@ -14,7 +14,7 @@ from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.readers import DomainSource, list_domains, read_domain
 from da_leukemia.data.readers.leukemiaattri import parse_name
 from da_leukemia.errors import ConfigError, DataError
-from da_leukemia.labels import LEUKEMIAATTRI, LINEAGE, WBC, WBC5
+from da_leukemia.labels import LEUKEMIAATTRI, LINEAGE, WBC, WBC5, WBCATT
 
 DOMAIN = "H_100X_C2"
 CATEGORIES = [
@@ -422,3 +422,12 @@ def test_a_simulated_data_set_is_read_back_without_an_error(tmp_path):
             np.testing.assert_array_equal(f.attributes, g.attributes)
             # Three decimals of 640 px: half a unit for the centre and half of that for the side.
             np.testing.assert_allclose(f.boxes, g.boxes, atol=0.5)
+
+
+def test_a_label_space_that_grades_cell_size_otherwise_takes_no_sizes(tmp_path):
+    put_image(tmp_path, "4_12_1000_ALL.png")
+    put_image(tmp_path, "4_13_1000_ALL.png", "test")
+    put_json(tmp_path, [image(1, "4_12_1000_ALL.png")], [cell()])
+    put_text(tmp_path, "4_13_1000_ALL", "3 .5 .5 .2 .2 1 0 1 1 1 0 0\n", split="test")
+    index = read(tmp_path, WBCATT)
+    assert [f.attributes.tolist() for f in index] == [[[-1] * 11]] * 2

@@ -230,7 +230,7 @@ def _label_file(source: DomainSource) -> Path:
     raise DataError(
         f"{root}: "
         + (f"several label files ({listed})" if found else "no annotations.json")
-        + f"; name one in data.domains.{source.domain}.labels"
+        + f"; name one in data.domains.{source.domain}.annotations"
     )
 
 

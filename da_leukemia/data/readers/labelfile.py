@@ -22,7 +22,7 @@ def read_text(path: Path) -> str:
     r"""Read a UTF-8 text file with or without a byte-order mark, line ends as ``\n``.
 
     Raises:
-        DataError: the file cannot be opened or is not UTF-8.
+        DataError: the file cannot be opened, is an archive, or is not UTF-8.
     """
     try:
         raw = path.read_bytes()
@@ -30,6 +30,8 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({e.strerror or e}); check the path") from None
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
+    if raw.startswith(b"PK\x03\x04"):
+        raise DataError(f"{path}: the file is a zip archive; unpack it in this folder")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -46,12 +48,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DataError: not JSON, not an object, or it holds NaN or an infinite number; says where.
+        DataError: not JSON, not an object, an object with a key twice, or NaN or an infinite
+            number; says where.
     """
     text = read_text(path)
     try:
         # parse_constant and parse_float refuse what JSON does not allow but Python accepts.
-        data = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        # Of a key that comes twice json keeps the last value, which would lose a label.
+        data = json.loads(
+            text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique
+        )
     except json.JSONDecodeError as e:
         at_end = e.pos >= len(text.rstrip()) or "Unterminated" in e.msg
         cause = "the file ends too early; copy it again" if at_end else "repair or export it again"
@@ -60,6 +66,10 @@ def read_json(path: Path) -> dict[str, Any]:
         where = _place(text, str(e))
         raise DataError(
             f"{path}: {where}the number {e} is not finite; repair this record"
+        ) from None
+    except _RepeatedKeyError as e:
+        raise DataError(
+            f"{path}: the key {str(e)[:40]!r} comes twice in one record; remove one"
         ) from None
     except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: cannot be read as JSON ({e}); export it again") from None
@@ -108,6 +118,18 @@ def identity(value: object) -> int | str | None:
 
 class _NotFiniteError(Exception):
     """Carries the literal that stands in the file."""
+
+
+class _RepeatedKeyError(Exception):
+    """Carries the key."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [k for k, _ in pairs]
+        raise _RepeatedKeyError(next(k for k in record if keys.count(k) > 1))
+    return record
 
 
 def _finite(literal: str) -> float:

@@ -183,7 +183,7 @@ def _labels(
     if chosen and _child(folder, *Path(chosen).parts) is None:
         raise DataError(
             f"{folder / chosen}: no such folder of labels; correct "
-            f"data.domains.{source.domain}.labels"
+            f"data.domains.{source.domain}.annotations"
         )
     return None
 

@@ -152,7 +152,7 @@ def _json_attributes(
     for source in sources:
         for key, value in source.items():
             if key not in columns:
-                columns[key] = space.find_attribute(key)
+                columns[key] = _column(space, key)
             column = columns[key]
             if column is None:
                 continue
@@ -165,6 +165,13 @@ def _json_attributes(
     if not is_none and MISSING in codes:
         log.add("attribute_missing", f"{box.where}: {_names(codes, space)}")
     return tuple(codes)
+
+
+def _column(space: LabelSpace, key: str) -> int | None:
+    """Return the column of an attribute, None where the label space grades it otherwise."""
+    column = space.find_attribute(key)
+    # WBCAtt has a cell size too, with two grades: its code 1 is not the medium cell of this set.
+    return column if column is not None and space.attributes[column] in MORPHOLOGY else None
 
 
 def _names(codes: list[int], space: LabelSpace) -> str:
@@ -218,7 +225,7 @@ def _text_attributes(
     codes = [UNKNOWN] * len(space.attributes)
     # Eleven columns lack the size, which comes first.
     for attribute, value in zip(MORPHOLOGY[len(MORPHOLOGY) - len(values) :], values, strict=True):
-        column = space.find_attribute(attribute.name)
+        column = _column(space, attribute.name)
         # On a None row 2 means missing in every column; on a real cell it is a large cell.
         if column is None or value == _MISSING_JSON or (is_none and value == _MISSING_TEXT):
             continue
