@@ -413,6 +413,52 @@ def test_every_adaptation_makes_a_difference(make_job, run):
         assert any(not torch.equal(state[k], v) for k, v in twin.items()), component
 
 
+def seen_by_the_student(job, run, name, monkeypatch):
+    """Run a job and return the source's indices and the student's images of every step."""
+    indices, images = [], []
+    original = worker.DetectionTask.training_step
+
+    def step(self, batch, batch_idx):
+        indices.append(batch["source"].index.tolist())
+        hook = self.detector.register_forward_pre_hook(lambda _, x: images.append(x[0].clone()))
+        loss = original(self, batch, batch_idx)
+        hook.remove()
+        return loss
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.DetectionTask, "training_step", step)
+        return run(job, name), indices, images
+
+
+def test_the_source_is_seen_alike_with_and_without_a_target(make_job, run, monkeypatch):
+    twin, order, alone = seen_by_the_student(make_job(FAIR), run, "twin", monkeypatch)
+    _, same, beside = seen_by_the_student(make_job(ADAPTED), run, "adapted", monkeypatch)
+    assert order == same
+    for one, both in zip(alone, beside, strict=True):
+        assert len(both) == 2 * len(one)
+        assert torch.equal(both[: len(one)], one)
+    assert int(weights(twin)["state_dict"]["ema.updates"]) == 4  # the average follows every step
+
+
+def test_epochs_go_on_in_the_stream_of_fields_also_after_an_interruption(
+    make_job, run, tmp_path, monkeypatch
+):
+    job = make_job(FAIR, trainer={"steps": 8})
+    folder, order, _ = seen_by_the_student(job, run, "whole", monkeypatch)
+    fields = worker.read_result(folder)["data"]["train_fields"]
+    stream = [i for batch in order for i in batch]
+    assert sorted(stream[:fields]) == list(range(fields))  # nobody twice in the first pass
+    interrupted(job, tmp_path / "parts", monkeypatch, after=4)
+    _, rest, _ = seen_by_the_student(job, run, "parts", monkeypatch)
+    assert rest == order[4:]
+
+
+def test_source_target_and_components_draw_different_numbers():
+    from da_leukemia.tasks import detection
+
+    assert len({detection._SOURCE, detection._TARGET, detection._COMPONENTS}) == 3
+
+
 # --- start weights, precision, divergence ------------------------------------------------------
 
 
