@@ -68,6 +68,7 @@ class Data:
     root: str = "data"
     label_space: str = field(default="wbc", metadata={"choices": tuple(LABEL_SPACES)})
     image_size: int = 320  # square network input; images are fitted into it, aspect kept
+    cache_dir: str = "auto"  # of what was read once; auto: ~/.cache/da_leukemia, "": none
     domains: dict[str, Domain] = field(default_factory=dict)
     split: Split = field(default_factory=Split)
     simulate: Simulation = field(default_factory=Simulation)
@@ -187,7 +188,8 @@ class Job:
             del identity[key]
         for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
             del identity["trainer"][key]
-        del identity["data"]["root"]
+        for key in ("root", "cache_dir"):
+            del identity["data"][key]
         seen = [self.source] + ([self.target] if self.target else [])
         domains = {name: identity["data"]["domains"][name] for name in seen}
         for domain in domains.values():

@@ -10,9 +10,10 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from da_leukemia.config import Data, Domain, Trainer
+from da_leukemia.data.cache import cache_folder, read_cached
 from da_leukemia.data.dataset import EpochSampler, FieldDataset
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers import DomainSource, read_domain
+from da_leukemia.data.readers import DomainSource
 from da_leukemia.data.splits import Split, make_split, released_split
 from da_leukemia.errors import DataError
 from da_leukemia.labels import LabelSpace, get_label_space
@@ -47,8 +48,9 @@ def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
         DataError: a device that cannot be read, or no image on any device.
     """
     space = get_label_space(data.label_space)
+    caches = cache_folder(data.cache_dir)
     indexes = {
-        name: read_domain(domain_source(data, name), domain.format, space)
+        name: read_cached(domain_source(data, name), domain.format, space, caches)
         for name, domain in data.domains.items()
     }
     if not any(len(index) for index in indexes.values()):
