@@ -9,8 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from da_leukemia.errors import ConfigError
-from da_leukemia.simulate.domains import DOMAINS, FACTORS, mixed, parse_domain
+from da_leukemia.errors import ConfigError, did_you_mean
+from da_leukemia.simulate.domains import (
+    DOMAINS,
+    EMPTY_DOMAIN,
+    FACTORS,
+    PATCH_ORDERS,
+    mixed,
+    parse_domain,
+)
 
 if TYPE_CHECKING:
     from da_leukemia.simulate.devices import DEVICES, Device, device_of, photograph
@@ -58,6 +65,9 @@ def simulate(
     patients: int,
     fields_per_patient: int,
     seed: int = 0,
+    sparse: float | None = None,
+    patch_order: str = "x1y1x2y2",
+    defects: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -70,6 +80,10 @@ def simulate(
         patients: number of patients; every third is a test patient in all domains.
         fields_per_patient: fields of view of each patient.
         seed: everything follows from it.
+        sparse: share of each training field that is annotated, as in Sparse-LeukemiaAttri (0.2):
+            16-column text labels alone, see docs/simulator.md. None for whole fields.
+        patch_order: how sparse rows write the patch, "x1y1x2y2" or "x1x2y1y2".
+        defects: put the release's defects in and count them in ``simulation.json``.
         workers: processes; the result does not depend on it.
         progress: called with fields done and fields in all.
 
@@ -77,8 +91,37 @@ def simulate(
         ``out``.
 
     Raises:
-        ConfigError: an unknown domain, a count below one, or ``out`` holds something else.
+        ConfigError: an unknown domain, a count below one, settings that exclude each other, or
+            ``out`` holds something else.
     """
+    problems = _domain_problems(domains)
+    counts = {"patients": patients, "fields_per_patient": fields_per_patient, "workers": workers}
+    problems += [
+        f"simulate.{key}: must be at least 1, not {n}" for key, n in counts.items() if n < 1
+    ]
+    if seed < 0:
+        problems.append(f"simulate.seed: must not be negative, not {seed}")
+    problems += _variant_problems(domains, counts, sparse, patch_order, defects)
+    if problems:
+        raise ConfigError(problems)
+    from da_leukemia.simulate.writer import write_simulation
+
+    settings: dict[str, Any] = {
+        "domains": sorted(domains),
+        "patients": patients,
+        "fields_per_patient": fields_per_patient,
+        "seed": seed,
+        "simulator_version": SIMULATOR_VERSION,
+    }
+    # Only where asked for, so that folders made before these settings existed are still taken.
+    if sparse is not None:
+        settings.update(sparse=float(sparse), patch_order=patch_order)
+    if defects:
+        settings.update(defects=True)
+    return write_simulation(Path(out), settings, workers=workers, progress=progress)
+
+
+def _domain_problems(domains: Sequence[str]) -> list[str]:
     problems = []
     for name in domains:
         try:
@@ -89,21 +132,37 @@ def simulate(
         problems.append("simulate.domains: name at least one domain")
     if len(set(domains)) != len(domains):
         problems.append("simulate.domains: a domain is named twice")
-    counts = {"patients": patients, "fields_per_patient": fields_per_patient, "workers": workers}
-    problems += [
-        f"simulate.{key}: must be at least 1, not {n}" for key, n in counts.items() if n < 1
-    ]
-    if seed < 0:
-        problems.append(f"simulate.seed: must not be negative, not {seed}")
-    if problems:
-        raise ConfigError(problems)
-    from da_leukemia.simulate.writer import write_simulation
+    return problems
 
-    settings = {
-        "domains": sorted(domains),
-        "patients": patients,
-        "fields_per_patient": fields_per_patient,
-        "seed": seed,
-        "simulator_version": SIMULATOR_VERSION,
-    }
-    return write_simulation(Path(out), settings, workers=workers, progress=progress)
+
+def _variant_problems(
+    domains: Sequence[str],
+    counts: dict[str, int],
+    sparse: float | None,
+    patch_order: str,
+    defects: bool,
+) -> list[str]:
+    problems = []
+    if sparse is not None and not 0 < sparse <= 1:
+        problems.append(f"simulate.sparse: a share of the field above 0 and up to 1, not {sparse}")
+    if patch_order not in PATCH_ORDERS:
+        hint = did_you_mean(patch_order, PATCH_ORDERS)
+        problems.append(f"simulate.patch_order: unknown {patch_order!r}{hint}")
+    elif sparse is None and patch_order != PATCH_ORDERS[0]:
+        problems.append("simulate.patch_order: there is a patch only with sparse")
+    if not defects:
+        return problems
+    if sparse is not None:
+        problems.append("simulate.defects: known of the whole release only; leave out sparse")
+    full = [name for name in domains if name != EMPTY_DOMAIN]
+    if len(full) < 2:
+        problems.append(
+            f"simulate.defects: name two domains besides {EMPTY_DOMAIN}, which is left empty; a "
+            "patient is shared between them"
+        )
+    problems += [
+        f"simulate.defects: needs {key} of 3 or more, not {counts[key]}"
+        for key in ("patients", "fields_per_patient")
+        if 1 <= counts[key] < 3
+    ]
+    return problems

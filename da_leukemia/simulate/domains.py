@@ -1,4 +1,4 @@
-"""The names of simulated domains: the release's twelve, and one with factors of another."""
+"""The names that settings use: the release's twelve domains, and one with factors of another."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ DOMAINS: tuple[str, ...] = tuple(
     for camera in ("C1", "C2")
 )
 """Microscope (H = high cost, L = low cost), objective, camera (C1 = phone, C2 = its own)."""
+
+EMPTY_DOMAIN, ZIPPED_DOMAIN = "L_10X_C1", "L_100X_C2"
+"""Released without images, and with its labels in an archive."""
+
+PATCH_ORDERS = ("x1y1x2y2", "x1x2y1y2")
+"""How sparse rows write the patch: as the authors' code reads it, and as their README says."""
 
 FACTORS: dict[str, tuple[str, ...]] = {
     "blur": ("blur", "fringe"),

@@ -16,27 +16,23 @@ import numpy as np
 from PIL import Image
 
 from da_leukemia.errors import ConfigError
-from da_leukemia.labels import LEUKEMIAATTRI
+from da_leukemia.simulate.defects import add_defects
 from da_leukemia.simulate.devices import device_of, photograph
-from da_leukemia.simulate.patients import diagnosis_of
-from da_leukemia.simulate.scene import SIDE, Scene, render_field
-
-ATTRIBUTE_KEYS = (
-    "cell_size",
-    "nuclear_chromatio",
-    "nuclear_shape",
-    "nucleolus",
-    "cytoplasm",
-    "cytoplasmic_basophilia",
-    "cytoplasmic_vacuoles",
+from da_leukemia.simulate.labelfiles import (
+    Region,
+    Row,
+    coco,
+    draw_patch,
+    five_columns,
+    json_rows,
+    sparse_rows,
+    text_rows,
 )
-"""The release's keys, spelling included."""
+from da_leukemia.simulate.patients import diagnosis_of
+from da_leukemia.simulate.scene import render_field
 
-MISSING_JSON, MISSING_TXT = 4, 2
-COCO_NONE = 14
 MARKER = "simulation.json"
-
-Row = dict[str, Any]
+"""Holds the settings, and under "truth" what the label files do not tell."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,16 @@ class _Job:
     patient: int
     field: int
     split: str
+    sparse: float | None
+    patch_order: str
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What the label files of a whole domain need of a field; ``patch`` where it is sparse."""
+
+    rows: list[Row]
+    patch: Region | None
 
 
 def split_of(patient: int, patients: int) -> str:
@@ -106,6 +112,8 @@ def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
         found = json.loads(marker.read_text())
     except ValueError:
         found = None
+    if isinstance(found, dict):
+        found.pop("truth", None)
     if found != settings:
         raise ConfigError(
             f"simulate.out: {out} holds a simulation of other settings or of another version of "
@@ -121,31 +129,57 @@ def _write_tree(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     domains, patients = tuple(settings["domains"]), int(settings["patients"])
-    fields = int(settings["fields_per_patient"])
+    fields, sparse = int(settings["fields_per_patient"]), settings.get("sparse")
+    # The sparse set has text files only: no other format of the release knows of a patch.
+    kinds = ("AttriDet",) if sparse else ("AttriDet", "WBC_Detection")
     for domain in domains:
         for split in ("train", "test"):
             (root / domain / "Images" / split).mkdir(parents=True)
-            for kind in ("AttriDet", "WBC_Detection"):
+            for kind in kinds:
                 (root / domain / "txt_labels" / kind / split).mkdir(parents=True)
-        (root / domain / "json_labels").mkdir()
     jobs = [
-        _Job(root, domains, int(settings["seed"]), patient, field, split_of(patient, patients))
+        _Job(
+            root,
+            domains,
+            int(settings["seed"]),
+            patient,
+            field,
+            split_of(patient, patients),
+            sparse,
+            settings.get("patch_order", ""),
+        )
         for patient in range(1, patients + 1)
         for field in range(1, fields + 1)
     ]
-    rows: dict[str, list[tuple[_Job, list[Row]]]] = {"train": [], "test": []}
-    for done, (job, found) in enumerate(zip(jobs, _run(jobs, workers), strict=True), start=1):
-        rows[job.split].append((job, found))
+    written: list[tuple[_Job, _Written]] = []
+    for done, pair in enumerate(zip(jobs, _run(jobs, workers), strict=True), start=1):
+        written.append(pair)
         if progress:
             progress(done, len(jobs))
-    for domain in domains:
-        for split, entries in rows.items():
-            target = root / domain / "json_labels" / f"{split}.json"
-            target.write_text(json.dumps(_coco(domain, entries)))
-    (root / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
+    truth: dict[str, Any] = {}
+    if sparse:
+        truth["patches"] = {f"{j.patient}_{j.field}": w.patch for j, w in written if w.patch}
+    else:
+        for domain in domains:
+            _write_coco(root / domain / "json_labels", domain, written)
+    if settings.get("defects"):
+        truth["defects"] = add_defects(root, domains, int(settings["seed"]))
+    marker = {**settings, "truth": truth} if truth else settings
+    (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
 
 
-def _run(jobs: list[_Job], workers: int) -> Iterator[list[Row]]:
+def _write_coco(folder: Path, domain: str, written: list[tuple[_Job, _Written]]) -> None:
+    folder.mkdir()
+    for split in ("train", "test"):
+        entries = [
+            (f"{file_stem(domain, job.patient, job.field)}.png", found.rows)
+            for job, found in written
+            if job.split == split
+        ]
+        (folder / f"{split}.json").write_text(json.dumps(coco(entries)))
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[_Written]:
     if workers == 1 or len(jobs) == 1:
         yield from map(_write_field, jobs)
         return
@@ -154,10 +188,19 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[list[Row]]:
         yield from pool.imap(_write_field, jobs, chunksize=4)
 
 
-def _write_field(job: _Job) -> list[Row]:
-    """Render, photograph and write one field; return its boxes for the JSON files."""
+def _write_field(job: _Job) -> _Written:
+    """Render, photograph and write one field."""
     scene = render_field(job.seed, job.patient, job.field)
-    five, twelve = _txt(scene)
+    twelve = text_rows(scene)
+    texts = {"AttriDet": twelve, "WBC_Detection": [five_columns(row) for row in twelve]}
+    patch = None
+    if job.sparse is not None:
+        # One patch for all domains: their labels are those of one domain, transferred.
+        rng = np.random.default_rng([job.seed, job.patient, job.field, 29])
+        whole = job.split == "test"
+        patch = draw_patch([] if whole else twelve, job.sparse, rng)
+        texts = {"AttriDet": sparse_rows(twelve, patch, job.patch_order, whole=whole)}
+        patch = None if whole else patch
     for domain in job.domains:
         device = device_of(domain)
         grain = device.noise_of.encode()
@@ -166,48 +209,7 @@ def _write_field(job: _Job) -> list[Row]:
         stem = file_stem(domain, job.patient, job.field)
         base = job.root / domain
         image.save(base / "Images" / job.split / f"{stem}.png", compress_level=1)
-        for kind, text in (("AttriDet", twelve), ("WBC_Detection", five)):
+        for kind, rows in texts.items():
+            text = "".join(f"{row}\n" for row in rows)
             (base / "txt_labels" / kind / job.split / f"{stem}.txt").write_text(text)
-    return _json_rows(scene)
-
-
-def _txt(scene: Scene) -> tuple[str, str]:
-    five, twelve = [], []
-    for box, label, codes in zip(scene.boxes, scene.labels, scene.attributes, strict=True):
-        x0, y0, x1, y1 = box / SIDE
-        place = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
-        row = f"{label} " + " ".join(f"{round(float(v), 3):g}" for v in place)
-        five.append(row + "\n")
-        known = [MISSING_TXT if code < 0 else int(code) for code in codes]
-        twelve.append(f"{row} {' '.join(map(str, known))}\n")
-    return "".join(five), "".join(twelve)
-
-
-def _json_rows(scene: Scene) -> list[Row]:
-    out = []
-    for box, label, codes in zip(scene.boxes, scene.labels, scene.attributes, strict=True):
-        x0, y0, x1, y1 = (round(float(v), 2) for v in box)
-        width, height = round(x1 - x0, 2), round(y1 - y0, 2)
-        row: Row = {
-            "category_id": int(label) or COCO_NONE,
-            "bbox": [x0, y0, width, height],
-            "area": round(width * height, 2),
-            "iscrowd": 0,
-        }
-        known = (MISSING_JSON if code < 0 else int(code) for code in codes)
-        row.update(zip(ATTRIBUTE_KEYS, known, strict=True))
-        out.append(row)
-    return out
-
-
-def _coco(domain: str, entries: list[tuple[_Job, list[Row]]]) -> Row:
-    images: list[Row] = []
-    annotations: list[Row] = []
-    for number, (job, rows) in enumerate(entries, start=1):
-        name = f"{file_stem(domain, job.patient, job.field)}.png"
-        images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
-        for row in rows:
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **row})
-    names = [*LEUKEMIAATTRI.classes[1:], LEUKEMIAATTRI.classes[0]]
-    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return _Written(json_rows(scene), patch)
