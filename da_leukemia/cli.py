@@ -119,10 +119,30 @@ def _make_parser() -> _Parser:
         "simulate",
         help="render blood smears through simulated devices",
         description="Render blood smears through simulated devices into OUT. Settings: "
-        "domains=[NAME,...] patients=6 fields_per_patient=10 seed=0 workers=CORES",
+        "domains=[NAME,...] patients=6 fields_per_patient=10 seed=0 workers=CORES. A domain may "
+        "take factors (blur, sampling, illumination, colour, noise, sharpening, jpeg) from another "
+        "device: H_100X_C2~blur+noise~L_100X_C2",
     )
     simulate.add_argument("out", type=Path, help="folder to make")
     simulate.add_argument("settings", nargs="*", default=[], metavar="key=value")
+    simulate.add_argument(
+        "--sparse",
+        nargs="?",
+        const="0.2",
+        metavar="SHARE",
+        help="annotate a patch of SHARE (0.2) of each training field, in 16-column text alone",
+    )
+    simulate.add_argument(
+        "--patch-order",
+        default="x1y1x2y2",
+        metavar="ORDER",
+        help="columns of the patch: x1y1x2y2 (as the authors' code) or x1x2y1y2 (as their README)",
+    )
+    simulate.add_argument(
+        "--defects",
+        action="store_true",
+        help="put the release's defects in, counted in OUT/simulation.json",
+    )
     simulate.set_defaults(command=_simulate, parser=simulate)
 
     data = commands.add_parser("data", help="look at data sets")
@@ -292,13 +312,25 @@ def _simulate(arguments: argparse.Namespace) -> int:
         "workers": cpus(),
     }
     problems = []
-    for text in arguments.settings:
+    given, sparse = list(arguments.settings), None
+    share: str | None = arguments.sparse
+    if share is not None and "=" in share:  # `--sparse patients=3`: the share was left out
+        given, share = [*given, share], "0.2"
+    if share is not None:
+        try:
+            sparse = float(share)
+        except ValueError:
+            problems.append(f"--sparse: expected a share such as 0.2, got {share!r}")
+    for text in given:
         key, separator, value = text.partition("=")
         if not separator:
             problems.append(f"{text!r}: expected key=value")
             continue
         if key not in settings:
-            problems.append(f"{key}: unknown key{did_you_mean(key, settings)}")
+            option = "--" + key.replace("_", "-")
+            known = option in ("--sparse", "--patch-order", "--defects")
+            hint = f"; write {option}" if known else did_you_mean(key, settings)
+            problems.append(f"{key}: unknown key{hint}")
             continue
         read = OmegaConf.to_container(OmegaConf.from_dotlist([text]))[key]  # type: ignore[index]
         if key == "domains":
@@ -313,7 +345,15 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if problems:
         raise ConfigError(problems)
     with bar("rendering") as progress:
-        print(simulate(arguments.out, **settings, progress=progress))
+        out = simulate(
+            arguments.out,
+            **settings,
+            sparse=sparse,
+            patch_order=arguments.patch_order,
+            defects=arguments.defects,
+            progress=progress,
+        )
+        print(out)
     return 0
 
 
