@@ -106,7 +106,7 @@ def test_no_patient_is_both_trained_on_and_tested_on(make_job, run):
 
 
 def test_every_epoch_has_a_row_of_losses_and_scores(make_job, run):
-    found = rows(run(make_job(ADAPTED)))
+    found = rows(run(make_job(ADAPTED, trainer={"validate_every": 1})))
     assert [r["step"] for r in found] == ["2", "4"]
     for row in found:
         for name in ("class", "box", "attribute", "adversarial", "teacher_class", "loss"):
@@ -400,7 +400,8 @@ def test_a_run_is_repeatable_and_its_seed_matters(make_job, run):
 
 
 def test_every_adaptation_makes_a_difference(make_job, run):
-    twin = detector_part(run(make_job(FAIR), "twin"))
+    short = {"tests": [H], "trainer": {"steps": 2}}
+    twin = detector_part(run(make_job(FAIR, **short), "twin"))
     for number, component in enumerate(
         (
             *ADAPTED.components,
@@ -408,7 +409,7 @@ def test_every_adaptation_makes_a_difference(make_job, run):
             {"name": "histogram", "probability": 1.0},
         )
     ):
-        folder = run(make_job(Method(components=[component])), f"on{number}")
+        folder = run(make_job(Method(components=[component]), **short), f"on{number}")
         state = detector_part(folder)
         assert any(not torch.equal(state[k], v) for k, v in twin.items()), component
 
