@@ -137,3 +137,19 @@ def test_padding_and_other_images_have_no_say():
     found = assign(targets, points, levels)
     assert found.positive.sum(1).tolist() == [9, 0, 0]
     assert (found.box[found.positive] == 0).all()
+
+
+def test_a_cell_between_all_locations_is_learned_by_the_nearest():
+    # 5 px wide, between the stride-8 locations at 4 and 12: none of them lies inside it.
+    boxes = torch.tensor([[[5.6, 5.6, 10.4, 10.4]]])
+    targets = Targets(
+        boxes,
+        torch.zeros(1, 1, dtype=torch.long),
+        torch.zeros(1, 1, 0, dtype=torch.long),
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.ones(1, 1, dtype=torch.bool),
+    )
+    points = torch.tensor([[4.0, 4.0], [12.0, 4.0], [4.0, 12.0], [12.0, 12.0], [20.0, 4.0]])
+    found = assign(targets, points, torch.full((5,), 8.0))
+    assert found.positive[0, :4].any()
+    assert not found.positive[0, 4]

@@ -30,8 +30,8 @@ def assign(
 ) -> Assignment:
     """Assign by centre sampling and scale, as in FCOS (Tian et al., ICCV 2019).
 
-    A location is positive for a box if it lies inside it, within ``radius`` strides of its centre,
-    and its level is the box's: the finest level whose ``reach * stride`` is at least the square
+    A location is positive for a box if it lies inside it, within ``radius`` strides of its centre
+    (or is the nearest to the centre), and its level is the box's: the finest level whose ``reach * stride`` is at least the square
     root of the box's area (the coarsest takes the rest). Of several boxes the smallest wins.
 
     Args:
@@ -45,19 +45,21 @@ def assign(
     x, y = points[:, 0, None, None], points[:, 1, None, None]  # (L, 1, 1)
     x1, y1, x2, y2 = (boxes[..., i].unsqueeze(0) for i in range(4))  # (1, B, M)
     inside = (x > x1) & (x < x2) & (y > y1) & (y < y2) & targets.mask
-    span = (radius * strides)[:, None, None]
-    near = ((x - (x1 + x2) / 2).abs() < span) & ((y - (y1 + y2) / 2).abs() < span)
+    own = strides[:, None, None]
+    off = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
+    # A cell smaller than a stride may lie between all locations: the one whose square holds its
+    # centre answers for it, or it would never be learned.
+    near = (inside & (off < radius * own)) | ((off <= own / 2) & targets.mask)
 
     area = ((x2 - x1) * (y2 - y1)).clamp(min=1e-6)
     side = area.sqrt()
     # The next finer stride of each location, 0 on the finest level. Levels come fine to coarse.
     before = torch.cat([strides.new_zeros(1), strides[:-1]])
     finer = torch.where(before < strides, before, 0).cummax(0).values[:, None, None]
-    own = strides[:, None, None]
     level = (side > reach * finer) & ((side <= reach * own) | (own == strides[-1]))
 
     known = targets.labels >= 0
-    candidate = inside & near & level & known
+    candidate = near & level & known
     cost = torch.where(candidate, area, torch.inf)  # (L, B, M)
     smallest, box = cost.min(dim=-1)
     positive = smallest < torch.inf

@@ -166,7 +166,8 @@ class DetectionTask(L.LightningModule):
         )
         losses: dict[str, Tensor] = {}
         for component in self._components:
-            losses |= component.losses(context)
+            for name, value in component.losses(context).items():
+                losses[name] = losses[name] + value if name in losses else value
         return losses
 
     def _watch(self, losses: dict[str, Tensor], total: Tensor) -> None:
