@@ -31,8 +31,9 @@ def assign(
     """Assign by centre sampling and scale, as in FCOS (Tian et al., ICCV 2019).
 
     A location is positive for a box if it lies inside it, within ``radius`` strides of its centre
-    (or is the nearest to the centre), and its level is the box's: the finest level whose ``reach * stride`` is at least the square
-    root of the box's area (the coarsest takes the rest). Of several boxes the smallest wins.
+    (or is the nearest to the centre), and its level is the box's: the finest level whose
+    ``reach * stride`` is at least the square root of the box's area (the coarsest takes the rest).
+    Of several boxes the smallest wins.
 
     Args:
         targets: padded labels.
