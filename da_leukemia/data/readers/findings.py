@@ -51,6 +51,16 @@ KINDS: dict[str, tuple[str, str]] = {
         "error",
         "two entries of one image disagree about its size; the first is used",
     ),
+    "size_wrong_in_labels": (
+        "warning",
+        "the label file gives no image size, or one that its own boxes pass while they lie inside "
+        "the image; the size of the image file is used",
+    ),
+    "voc_from_zero": (
+        "warning",
+        "a corner at 0 in a format that counts pixels from 1; taken as the edge of the image. If "
+        "there are many, the tool counts from 0 and boxes begin one pixel early",
+    ),
     "zipped_labels": (
         "error",
         "the labels are still in an archive; unpack it in its folder. Until then the images are "
@@ -65,6 +75,11 @@ KINDS: dict[str, tuple[str, str]] = {
         "warning",
         "images carry no patient or slide, so each image is split on its own; add `patient` to "
         "the images of the label file or set patient_pattern",
+    ),
+    "patient_is_field": (
+        "warning",
+        "files carry no patient, so each field stands for one: devices that saw the same field "
+        "stay together, fields of one patient may not; set patient_pattern",
     ),
     "no_labels": ("warning", "there are no labels: the domain can only be adapted to, not scored"),
     "empty_domain": ("warning", "the domain has no images (L_10X_C1 is released empty)"),

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.errors import DataError
 
 LARGEST = 1e6
 """No coordinate of a photograph is larger; a larger number is a damaged file."""
+
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE
+)
 
 _TOKENS = re.compile(
     r'"(?:\\.|[^"\\])*"|-?Infinity|NaN|-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?', re.DOTALL
@@ -42,6 +48,45 @@ def read_text(path: Path) -> str:
             "copy it again"
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def number_rows(path: Path, where: str, log: FindingLog) -> Iterator[tuple[int, list[float]]]:
+    """Yield line number and values of every row of a text file of numbers; empty lines are none.
+
+    Args:
+        path: the text file.
+        where: its name in findings.
+        log: receives rows that are not numbers.
+
+    Raises:
+        DataError: the file is no text, or a number is none that a label can have; says where.
+    """
+    for line, row in enumerate(read_text(path).split("\n"), start=1):
+        values = []
+        for match in re.finditer(r"\S+", row):
+            token, column = match.group(), match.start() + 1
+            value = parse_number(token)
+            if value is None:
+                log.add(
+                    "unreadable_record",
+                    f"{where}: line {line}: column {column}: {token[:40]!r} is no number",
+                )
+                break
+            if not abs(value) <= LARGEST:  # NaN too
+                raise DataError(
+                    f"{path}: line {line}, column {column}: {token[:40]} is no coordinate or code; "
+                    "repair this row"
+                )
+            values.append(value)
+        else:
+            if values:
+                yield line, values
+
+
+def parse_number(token: str) -> float | None:
+    """Return a written number, NaN and infinity included, or None where it is none."""
+    # float() alone would take "1_0" for 10.
+    return float(token) if _NUMBER.fullmatch(token) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

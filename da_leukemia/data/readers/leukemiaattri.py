@@ -17,6 +17,7 @@ from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, RawBox, arrays, heade
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.leukemiaattri_labels import ReadLabels, json_labels, text_labels
 from da_leukemia.data.readers.source import DomainSource
+from da_leukemia.data.readers.tree import child
 from da_leukemia.errors import DataError, did_you_mean
 from da_leukemia.labels import LabelSpace
 
@@ -69,7 +70,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     Raises:
         DataError: there is no such folder, or a label file cannot be parsed.
     """
-    folder = _child(source.root, source.domain)
+    folder = child(source.root, source.domain)
     if folder is None:
         raise DataError(
             f"{source.root / source.domain}: no such folder"
@@ -171,16 +172,16 @@ def _labels(
     wanted = [chosen] if chosen else ["json_labels", "txt_labels/AttriDet", "txt_labels"]
     wanted += [] if chosen else ["txt_labels/WBC_Detection"]
     for relative in wanted:
-        place = _child(folder, *Path(relative).parts)
+        place = child(folder, *Path(relative).parts)
         if place is None:
             continue
-        as_json = _child(place, f"{split}.json")
+        as_json = child(place, f"{split}.json")
         if as_json is not None and as_json.is_file():
             return json_labels(as_json, space, log)
-        as_text = _child(place, split)
+        as_text = child(place, split)
         if as_text is not None and any(as_text.glob("*.txt")):
             return text_labels(as_text, space, log)
-    if chosen and _child(folder, *Path(chosen).parts) is None:
+    if chosen and child(folder, *Path(chosen).parts) is None:
         raise DataError(
             f"{folder / chosen}: no such folder of labels; correct "
             f"data.domains.{source.domain}.annotations"
@@ -190,23 +191,8 @@ def _labels(
 
 def _images(folder: Path, split: str) -> dict[str, Path]:
     """Return the images of a split by lower-case file name, sorted."""
-    place = _child(folder, "images", split)
+    place = child(folder, "images", split)
     if place is None or not place.is_dir():
         return {}
     found = sorted(p for p in place.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     return {p.name.lower(): p for p in found}
-
-
-def _child(folder: Path, *parts: str) -> Path | None:
-    """Descend by folder name without regard to case; the exact spelling wins."""
-    for part in parts:
-        if (folder / part).exists():
-            folder = folder / part
-            continue
-        if not folder.is_dir():
-            return None
-        same = sorted(p for p in folder.iterdir() if p.name.lower() == part.lower())
-        if not same:
-            return None
-        folder = same[0]
-    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,11 @@ from da_leukemia.data.readers.boxes import (
 )
 from da_leukemia.data.readers.cocofile import CocoBox, CocoFile, load_coco
 from da_leukemia.data.readers.findings import FindingLog
-from da_leukemia.data.readers.labelfile import LARGEST, read_text
+from da_leukemia.data.readers.labelfile import number_rows
 from da_leukemia.errors import DataError, did_you_mean
 from da_leukemia.labels import (
     LEUKEMIAATTRI,
     MORPHOLOGY,
-    UNKNOWN,
     LabelSpace,
     known_names,
     normalise,
@@ -93,11 +91,11 @@ def text_labels(folder: Path, space: LabelSpace, log: FindingLog) -> ReadLabels:
     files = {p.stem: p for p in sorted(folder.glob("*.txt")) if p.stem.lower() != "classes"}
 
     def boxes(name: str, size: Size) -> list[RawBox]:
-        rows = []
-        for line, row in enumerate(read_text(files[name]).split("\n"), start=1):
-            if row.strip():
-                found = _text_row(row, files[name], line, size, space, log)
-                rows += [] if found is None else [found]
+        rows: list[RawBox] = []
+        path = files[name]
+        for line, values in number_rows(path, path.name, log):
+            found = text_row(values, f"{path.name}: line {line}", size, space, log)
+            rows += [] if found is None else [found]
         return rows
 
     where = "/".join(folder.parts[-3:])
@@ -114,7 +112,7 @@ def _name(
         if any(content.categories.values()) or not isinstance(box.category, int):
             log.add("unknown_class_id", f"{box.where}: category_id {str(box.category)[:40]}")
             return None
-        known = _class_by_id(box.category)
+        known = class_by_id(box.category)
         if known is None:
             log.add("unknown_class_id", f"{box.where}: category_id {box.category}")
             return None
@@ -129,7 +127,7 @@ def _name(
         ) from None
 
 
-def _class_by_id(number: int) -> str | None:
+def class_by_id(number: int) -> str | None:
     """Return the class of an id: 0..13 as in the text files, 14 is none as in the JSON files."""
     if number == len(LEUKEMIAATTRI.classes):
         return LEUKEMIAATTRI.classes[_NONE]
@@ -179,29 +177,15 @@ def _names(codes: list[int], space: LabelSpace) -> str:
     return ", ".join(missing)
 
 
-def _text_row(
-    row: str, path: Path, line: int, size: Size, space: LabelSpace, log: FindingLog
+def text_row(
+    values: list[float], where: str, size: Size, space: LabelSpace, log: FindingLog
 ) -> RawBox | None:
-    where = f"{path.name}: line {line}"
-    tokens = [(m.start() + 1, m.group()) for m in re.finditer(r"\S+", row)]
-    values = []
-    for column, token in tokens:
-        try:
-            value = float(token)
-        except ValueError:
-            log.add("unreadable_record", f"{where}: column {column}: {token[:40]!r} is no number")
-            return None
-        if not abs(value) <= LARGEST:  # NaN too
-            raise DataError(
-                f"{path}: line {line}, column {column}: {token[:40]} is no coordinate or code; "
-                "repair this row"
-            )
-        values.append(value)
+    """Read a row of 5, 11 or 12 columns; None (reported) where it holds no box of this space."""
     if len(values) not in (5, 11, 12):
         hint = "; a sparse label row (15 or 16)" if len(values) in (15, 16) else ""
         log.add("unreadable_record", f"{where}: {len(values)} columns, not 5, 11 or 12{hint}")
         return None
-    name = _class_by_id(int(values[0])) if values[0] == int(values[0]) else None
+    name = class_by_id(int(values[0])) if values[0] == int(values[0]) else None
     if name is None:
         log.add("unknown_class_id", f"{where}: {values[0]:g}")
         return None
@@ -215,14 +199,15 @@ def _text_row(
         v * s for v, s in zip(values[1:5], (size[0], size[1], size[0], size[1]), strict=True)
     )
     box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    codes = _text_attributes(values[5:], where, space, log, is_none=normalise(name) == "none")
+    codes = text_attributes(values[5:], where, space, log, is_none=normalise(name) == "none")
     return RawBox(box, label, name, codes, where)
 
 
-def _text_attributes(
+def text_attributes(
     values: list[float], where: str, space: LabelSpace, log: FindingLog, *, is_none: bool
 ) -> tuple[int, ...]:
-    codes = [UNKNOWN] * len(space.attributes)
+    """Translate the six attributes of a text row, or the seven with the size, into columns."""
+    codes = [MISSING] * len(space.attributes)
     # Eleven columns lack the size, which comes first.
     for attribute, value in zip(MORPHOLOGY[len(MORPHOLOGY) - len(values) :], values, strict=True):
         column = _column(space, attribute.name)
