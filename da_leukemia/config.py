@@ -69,6 +69,9 @@ class Data:
     label_space: str = field(default="wbc", metadata={"choices": tuple(LABEL_SPACES)})
     image_size: int = 320  # square network input; images are fitted into it, aspect kept
     cache_dir: str = "auto"  # of what was read once; auto: ~/.cache/da_leukemia, "": none
+    image_cache: str = _choice("memory", "disk", "none")  # of images at training size
+    memory_cache_gb: float = 4.0  # of a data set; images beyond it are decoded each time
+    disk_cache_gb: float = 20.0  # of all experiments; unused files make room
     domains: dict[str, Domain] = field(default_factory=dict)
     split: Split = field(default_factory=Split)
     simulate: Simulation = field(default_factory=Simulation)
@@ -188,7 +191,7 @@ class Job:
             del identity[key]
         for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
             del identity["trainer"][key]
-        for key in ("root", "cache_dir"):
+        for key in ("root", "cache_dir", "image_cache", "memory_cache_gb", "disk_cache_gb"):
             del identity["data"][key]
         seen = [self.source] + ([self.target] if self.target else [])
         domains = {name: identity["data"]["domains"][name] for name in seen}

@@ -14,8 +14,9 @@ from PIL import Image
 from da_leukemia.config import Trainer
 from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
-from da_leukemia.data.dataset import EpochSampler, FieldDataset, fit, fit_scale, read_image
+from da_leukemia.data.dataset import EpochSampler, FieldDataset
 from da_leukemia.data.fields import FieldIndex, FieldOfView
+from da_leukemia.data.images import fit, fit_scale, read_image
 from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError
 from da_leukemia.labels import LEUKEMIAATTRI, WBC

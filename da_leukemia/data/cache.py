@@ -113,7 +113,7 @@ def read_cached(
     if folder is None:
         return read_domain(source, fmt, space)
     told = repr((source, Path.cwd() / source.root, fmt, space, _READERS))
-    name = f"{_file_name(source.domain)}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.npz"
+    name = f"{file_name(source.domain)}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.npz"
     entry = folder / "index" / name
     places = _places(source, fmt)
     # Before reading: what changes meanwhile makes the entry useless, not wrong.
@@ -215,7 +215,8 @@ def _listing(place: Path, caches: Path) -> list[str]:
     return lines
 
 
-def _file_name(domain: str) -> str:
+def file_name(domain: str) -> str:
+    """Return the name of a domain as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", domain)[:60]
 
 

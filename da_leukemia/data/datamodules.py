@@ -10,6 +10,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from da_leukemia.config import Data, Domain, Trainer
+from da_leukemia.data import images
 from da_leukemia.data.cache import cache_folder, read_cached
 from da_leukemia.data.dataset import EpochSampler, FieldDataset
 from da_leukemia.data.fields import FieldIndex
@@ -43,6 +44,8 @@ def no_images(domain: str) -> str:
 def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
     """Read every device and divide them by patient over all of them at once.
 
+    From then on data sets of this process keep their images as ``data.image_cache`` says.
+
     Raises:
         ConfigError: settings of the data that cannot be.
         DataError: a device that cannot be read, or no image on any device.
@@ -56,6 +59,7 @@ def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
     if not any(len(index) for index in indexes.values()):
         raise DataError([no_images(name) for name in indexes])
     values = list(indexes.values())
+    images.use(data, values)
     settings = data.split
     if settings.kind == "released":
         split = released_split(values, validation=settings.validation, seed=settings.seed)

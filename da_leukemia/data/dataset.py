@@ -1,81 +1,23 @@
-"""Fields decoded to the network's size, and the arithmetic back to the original image."""
+"""Fields at the network's size as batches, and the order in which they are trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
 from da_leukemia.data.fields import FieldOfView
-from da_leukemia.errors import DataError
+from da_leukemia.data.images import Store, fit_scale, new_store
 from da_leukemia.labels import LabelSpace
-
-MEMORY_LIMIT = 4 << 30
-"""Decoded fields of one data set are kept in memory up to this many bytes."""
-
-_UNDECODABLE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    ValueError,
-    SyntaxError,
-)
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode an image to ``(H, W, 3)`` uint8; 16-bit grey values keep their upper 8 bits.
-
-    Raises:
-        DataError: missing or unreadable, naming the file.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode == "F":
-                raise ValueError("its pixels are real numbers of unknown range")
-            if image.mode.startswith("I"):  # `convert` would clip 16 bits to white
-                grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: the image is missing; run `da-leukemia data check`") from error
-    except _UNDECODABLE as error:
-        raise DataError(
-            f"{path}: the image cannot be decoded ({error}); download it again or remove it"
-        ) from error
-
-
-def fit_scale(width: int, height: int, size: int) -> float:
-    """Scale that fits an image into a square of ``size``, aspect kept."""
-    return size / max(width, height)
-
-
-def fit(image: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Fit an image into the top left of a square, the rest filled with its background colour.
-
-    Returns:
-        The ``(size, size, 3)`` image and the fill colour ``(3,)``: the median, which on a film is
-        the clear background between cells or near it.
-    """
-    height, width = image.shape[:2]
-    scale = fit_scale(width, height, size)
-    new = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # Box + reduce: antialiased and fast; bilinear would alias when a 1440-px photo is shrunk.
-    resized = np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BILINEAR))
-    fill = np.median(resized[::4, ::4].reshape(-1, 3), axis=0).astype(np.uint8)
-    out = np.broadcast_to(fill, (size, size, 3)).copy()
-    out[: new[1], : new[0]] = resized
-    return out, fill
 
 
 class FieldDataset(Dataset[int]):
-    """Fields of one device at network size, kept in memory once decoded.
+    """Fields of one device at network size.
 
     Items are indices: `labelled` and `unlabelled` make the batch, so that the target of an
     adaptation can be asked for images only.
@@ -84,14 +26,20 @@ class FieldDataset(Dataset[int]):
         fields: what to read.
         space: label space of the fields.
         size: side of the network input.
+        store: keeps the decoded images; by default as the settings of the data say.
     """
 
-    def __init__(self, fields: Sequence[FieldOfView], space: LabelSpace, size: int) -> None:
+    def __init__(
+        self,
+        fields: Sequence[FieldOfView],
+        space: LabelSpace,
+        size: int,
+        store: Store | None = None,
+    ) -> None:
         self.fields = list(fields)
         self.space = space
         self.size = size
-        self._keep = len(self.fields) * size * size * 3 <= MEMORY_LIMIT
-        self._images: dict[int, tuple[Tensor, Tensor]] = {}
+        self.store = new_store() if store is None else store
         longest = max((len(f.labels) for f in self.fields), default=0)
         # One padded length for the whole data set: every batch has the same shapes.
         self.max_boxes = max(4, -(-longest // 4) * 4)
@@ -103,14 +51,8 @@ class FieldDataset(Dataset[int]):
         return index
 
     def image(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return ``(3, S, S)`` uint8 and the fill colour ``(3,)`` uint8."""
-        if index in self._images:
-            return self._images[index]
-        array, fill = fit(read_image(self.fields[index].image), self.size)
-        item = (torch.from_numpy(array).permute(2, 0, 1).contiguous(), torch.from_numpy(fill))
-        if self._keep:
-            self._images[index] = item
-        return item
+        """Return ``(3, S, S)`` uint8 and the fill colour ``(3,)`` uint8, not to be written to."""
+        return self.store.picture(self.fields[index].image, self.size)
 
     def scale(self, index: int) -> float:
         """Network pixels per original pixel of one field."""
