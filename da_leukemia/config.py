@@ -50,6 +50,7 @@ class Split:
     test: float = 0.3
     validation: float = 0.1
     seed: int = 0
+    allow_leaks: bool = False  # patients or images in two parts are then only a warning
 
 
 @dataclass
@@ -193,6 +194,7 @@ class Job:
             del identity["trainer"][key]
         for key in ("root", "cache_dir", "image_cache", "memory_cache_gb", "disk_cache_gb"):
             del identity["data"][key]
+        del identity["data"]["split"]["allow_leaks"]
         seen = [self.source] + ([self.target] if self.target else [])
         domains = {name: identity["data"]["domains"][name] for name in seen}
         for domain in domains.values():

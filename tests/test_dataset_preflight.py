@@ -17,10 +17,11 @@ def put(root, device, fields=6, cells=1, category="wbc", missing=()):
     folder = root / device
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
+    shade = 1 + sum(device.encode()) % 100  # no two images are the same
     for number in range(fields):
         name = f"images/{number}.png"
         if number not in missing:
-            Image.new("RGB", (64, 48), (220, 200, 210)).save(folder / name)
+            Image.new("RGB", (64, 48), (220, 200 + number, shade)).save(folder / name)
         images.append(
             {"id": number, "file_name": name, "width": 64, "height": 48, "patient": f"p{number}"}
         )

@@ -110,12 +110,12 @@ def read_cached(
         ConfigError: unknown format or setting.
         DataError: the domain or a label file cannot be read. Nothing is stored then.
     """
-    if folder is None:
+    places = _places(source, fmt)
+    if folder is None or not places:
         return read_domain(source, fmt, space)
     told = repr((source, Path.cwd() / source.root, fmt, space, _READERS))
     name = f"{file_name(source.domain)}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.npz"
     entry = folder / "index" / name
-    places = _places(source, fmt)
     # Before reading: what changes meanwhile makes the entry useless, not wrong.
     fingerprint = _fingerprint(places, folder)
     index = _load(entry, fingerprint)
@@ -164,16 +164,14 @@ def audit_once(split: Split, indexes: Sequence[FieldIndex], folder: Path | None)
 
 
 def _places(source: DomainSource, fmt: str) -> list[Path]:
-    """Return the folders that a reader may look into."""
+    """Return the folders that a reader may look into, none where that is not known."""
     root = source.root
     if fmt == "leukemiaattri" and root.is_dir():
         # Its root holds all domains; a change in one must not make the others be read again.
         same = [p for p in root.iterdir() if p.name.lower() == source.domain.lower()]
         return sorted(same) or [root]
-    named = root / source.labels
-    if source.labels in ("", "auto") or _is_below(named, [root]):
-        return [root]
-    return [root, named]
+    # Around labels that lie elsewhere, readers look for images and class names.
+    return [root] if _is_below(root / source.labels, [root]) else []
 
 
 def _is_below(path: Path, places: Sequence[Path]) -> bool:

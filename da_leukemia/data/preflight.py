@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from da_leukemia.config import Experiment
+from da_leukemia.config import Data, Experiment
+from da_leukemia.data.cache import audit_once, cache_folder, write_whole
 from da_leukemia.data.datamodules import no_images, read_experiment_data
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.errors import ConfigError, DataError
+from da_leukemia.data.splits import Split, leaks
+from da_leukemia.errors import ConfigError, DataError, UserError
+
+_LOG = logging.getLogger(__name__)
+
+_SHOWN = 10
+"""Leaks that a warning lists; the error lists all."""
 
 
 def preflight(experiment: Experiment) -> None:
     """Read the labels of every device and refuse what would fail or corrupt a result later.
 
+    The split is written to ``split.json`` in the sweep's folder, where there is one.
+
     Raises:
         ConfigError: the backbone, its strides or the start weights do not exist.
-        DataError: every problem found, with examples.
+        DataError: every problem found, with examples; also leaks between the parts of the split.
+        UserError: the sweep's folder cannot be written to.
     """
     root = Path(experiment.data.root)
     if not root.is_dir():
@@ -40,8 +52,41 @@ def preflight(experiment: Experiment) -> None:
                     f"{experiment.data.label_space!r} in its training part; give it labels, or set "
                     f"data.domains.{name}.labels=test_only"
                 )
+    problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
+    if experiment.folder.is_dir():
+        path = experiment.folder / "split.json"
+        try:
+            write_whole(path, f"{split.to_json()}\n".encode())
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _leaks(data: Data, indexes: Sequence[FieldIndex], split: Split) -> list[str]:
+    """Return what leaks between the parts; where that is allowed, only warn."""
+    try:
+        found = audit_once(split, indexes, cache_folder(data.cache_dir))
+    except DataError as error:
+        return error.problems
+    if not found:
+        return []
+    if data.split.kind == "released":
+        found = [
+            f"{f.message} ({f.count}): {'; '.join(f.examples)}" for f in leaks(indexes)
+        ] + found
+    if not data.split.allow_leaks:
+        return [
+            *found,
+            "what is learned from is tested on, so no score would count; set "
+            "data.split.allow_leaks=true to run it all the same",
+        ]
+    rest = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    _LOG.warning(
+        "data.split.allow_leaks: what is learned from is tested on:\n  %s",
+        "\n  ".join([*found[:_SHOWN], *rest]),
+    )
+    return []
 
 
 def _problems(index: FieldIndex) -> list[str]:
