@@ -34,7 +34,7 @@ def _choice(default: str, *choices: str) -> Any:
 class Domain:
     """One device: where its photographs are and what of its labels may be used."""
 
-    format: str = _choice("coco", "leukemiaattri")
+    format: str = _choice("coco", "leukemiaattri", "sparse", "m5", "raabin", "voc", "yolo")
     root: str = ""  # relative to data.root; empty = the domain's name (leukemiaattri: data.root)
     annotations: str = "auto"  # label file relative to root
     classes: list[str] | None = None  # the classes it labels; null = what its files say

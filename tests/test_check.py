@@ -150,3 +150,14 @@ def test_a_log_adds_up_and_keeps_few_examples():
 def test_checking_data_does_not_load_torch():
     code = "import sys, da_leukemia.data.check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_folders_of_another_format_are_not_passed_over_in_silence(tmp_path):
+    put_coco(tmp_path / "a")
+    other = tmp_path / "b" / "Annotations"
+    other.mkdir(parents=True)
+    (other / "1.xml").write_text("<annotation></annotation>")
+    report = check(tmp_path)
+    (finding,) = [f for f in report.findings if f.kind == "other_format"]
+    assert finding.examples == ("--format voc: b",)
+    assert not check(tmp_path, "coco").findings

@@ -45,7 +45,7 @@ class DomainReport:
         images: images with a field, readable or not.
         patients: patients or slides, 0 where the data does not say.
         fields: distinct fields (patient and name).
-        diagnoses: images per diagnosis in the file names (LeukemiaAttri only).
+        diagnoses: images per diagnosis in the file names (LeukemiaAttri and its sparse part).
         released: images per released part.
         boxes: boxes per class name; "unknown type" for white cells that are not told apart.
         labelled_classes: names of the classes that are labelled here at all.
@@ -126,7 +126,7 @@ def check(root: Path, fmt: str = "auto", space: LabelSpace = LEUKEMIAATTRI) -> C
         known = ", ".join(READERS)
         raise DataError(
             f"{root}: no domain found (formats: {known}). Expected folders like H_100X_C2, or "
-            "folders with an annotations.json"
+            "folders with an annotations.json, VOC xml files, or YOLO labels and class names"
         )
     indexes, reports = [], []
     for domain in domains:
@@ -139,7 +139,18 @@ def check(root: Path, fmt: str = "auto", space: LabelSpace = LEUKEMIAATTRI) -> C
             index = FieldIndex(domain, (), log.findings())
         indexes.append(index)
         reports.append(_report(index, space, found))
-    return CheckReport(str(root), found, space.name, tuple(reports), tuple(leaks(indexes)))
+    between = (*_other_formats(root, found, domains, fmt), *leaks(indexes))
+    return CheckReport(str(root), found, space.name, tuple(reports), between)
+
+
+def _other_formats(root: Path, found: str, domains: Sequence[str], fmt: str) -> tuple[Finding, ...]:
+    """Report folders that only another format knows, where the format was found out."""
+    log = FindingLog()
+    for other in READERS if fmt == "auto" else ():
+        rest = sorted(set(list_domains(root, other)) - {*domains, root.resolve().name})
+        if other != found and rest:
+            log.add("other_format", f"--format {other}: {', '.join(rest[:5])}", len(rest))
+    return log.findings()
 
 
 def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
@@ -164,7 +175,7 @@ def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
         images=len(index.fields),
         patients=len({f.patient for f in index.fields if f.patient}),
         fields=len({f.key for f in index.fields}),
-        diagnoses=dict(sorted(diagnoses.items())) if fmt == "leukemiaattri" else {},
+        diagnoses=dict(sorted(diagnoses.items())) if fmt in ("leukemiaattri", "sparse") else {},
         released=dict(sorted(Counter(f.released_split or "-" for f in index.fields).items())),
         boxes={name: count for name, count in counts.items() if count},
         labelled_classes=tuple(space.classes[c] for c in labelled),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers import coco, leukemiaattri, m5, voc, yolo
+from da_leukemia.data.readers import coco, leukemiaattri, m5, raabin, sparse, voc, yolo
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.errors import ConfigError, did_you_mean
 from da_leukemia.labels import LabelSpace
@@ -28,11 +28,13 @@ class Reader:
 
 
 READERS: dict[str, Reader] = {
+    "sparse": Reader(sparse.read, sparse.list_domains),
     "leukemiaattri": Reader(leukemiaattri.read, leukemiaattri.list_domains),
     "coco": Reader(coco.read, coco.list_domains),
     "m5": Reader(m5.read, m5.list_domains),
     "voc": Reader(voc.read, voc.list_domains),
     "yolo": Reader(yolo.read, yolo.list_domains),
+    "raabin": Reader(raabin.read, raabin.list_domains),
 }
 """Formats by name, in the order in which they are tried by `detect_format`."""
 

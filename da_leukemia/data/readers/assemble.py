@@ -22,13 +22,14 @@ class RawCell:
 
     Attributes:
         box: ``x1, y1, x2, y2`` in pixels.
-        name: class as the file names it.
+        name: class as the file names it; None for a cell of unknown type, which the reader has
+            reported.
         where: place in the label file, below the folder of the domain.
         attributes: codes, empty where the format has none.
     """
 
     box: tuple[float, float, float, float]
-    name: str
+    name: str | None
     where: str
     attributes: tuple[int, ...] = ()
 
@@ -56,6 +57,8 @@ def assemble(
     *,
     listed: Sequence[str] = (),
     labelled: bool = True,
+    classes: tuple[int, ...] | None = None,
+    without_patient: str = "no_patient",
 ) -> FieldIndex:
     """Translate classes, settle patients and names, and stack the boxes.
 
@@ -67,6 +70,8 @@ def assemble(
         log: receives what is wrong.
         listed: class names that the label files declare, with or without boxes.
         labelled: False where there are no label files at all.
+        classes: what is labelled where the setting does not say; None takes the classes seen.
+        without_patient: kind of finding for an image whose patient is not told.
 
     Raises:
         DataError: class names that nobody knows, each with its place.
@@ -74,8 +79,10 @@ def assemble(
     labels = _labels(raw, folder, space)
     seen = {i for i in labels.values() if i is not None and i >= 0}
     declared = source.declared_classes(space)
-    classes = tuple(sorted(seen)) if declared is None else declared
-    if declared is None:
+    if declared is not None:
+        classes = declared
+    elif classes is None:
+        classes = tuple(sorted(seen))
         for name in listed:
             index = _known(name, space)
             if index is not None and index not in seen:
@@ -88,7 +95,7 @@ def assemble(
         patient = (match["patient"] or "") if match else ""
         patient = patient or item.patient
         if not patient:
-            log.add("no_patient", item.shown)
+            log.add(without_patient, item.shown)
         name = item.name or item.image.stem
         if (patient, name) in names:
             log.add("field_name_repeated", item.shown)
@@ -124,7 +131,7 @@ def _labels(raw: Sequence[RawField], folder: Path, space: LabelSpace) -> dict[st
     labels: dict[str, int | None] = {}
     problems: dict[str, str] = {}
     for cell in (c for f in raw for c in f.cells):
-        if cell.name in labels or cell.name in problems:
+        if cell.name is None or cell.name in labels or cell.name in problems:
             continue
         try:
             labels[cell.name] = translate(cell.name, space)
@@ -155,6 +162,10 @@ def _rows(
 ) -> list[RawBox]:
     rows = []
     for cell in item.cells:
+        attributes = cell.attributes or (MISSING,) * len(space.attributes)
+        if cell.name is None:
+            rows.append(RawBox(cell.box, UNKNOWN, "", attributes, cell.where))
+            continue
         label = labels[cell.name]
         if label is None:
             log.add("not_in_label_space", f"{cell.where}: {cell.name}")
@@ -164,6 +175,5 @@ def _rows(
             label = UNKNOWN
         else:
             unlabelled_note(label, cell.where, cell.name, log)
-        attributes = cell.attributes or (MISSING,) * len(space.attributes)
         rows.append(RawBox(cell.box, label, cell.name, attributes, cell.where))
     return rows

@@ -37,6 +37,20 @@ KINDS: dict[str, tuple[str, str]] = {
         "error",
         "a class id that the file does not name and the release does not define; box left out",
     ),
+    "unknown_class_name": (
+        "error",
+        "a cell is called by a name that this project does not know; it is read as of unknown "
+        "type. Tell us the name, or rename it",
+    ),
+    "patch_unusable": (
+        "error",
+        "the annotated patch is empty or outside its image, so nobody knows which part of the "
+        "image is annotated; the field is left out with its boxes",
+    ),
+    "several_patches": (
+        "error",
+        "one label file names several annotated patches; the one of most rows is used",
+    ),
     "box_outside": (
         "error",
         "a box lies wholly outside its image and is left out; check that boxes are x, y, width, "
@@ -90,6 +104,27 @@ KINDS: dict[str, tuple[str, str]] = {
     "image_renamed": (
         "warning",
         "the image was found under another spelling or extension than the labels give",
+    ),
+    "patch_order": (
+        "warning",
+        "how the four patch columns are read, found from the boxes or forced by patch_order",
+    ),
+    "patch_clipped": (
+        "warning",
+        "the annotated patch sticks out of its image and was cut at the edge",
+    ),
+    "patch_missing": (
+        "warning",
+        "a training image without rows names no patch, so nobody knows which part of it is "
+        "annotated; it is left out",
+    ),
+    "box_outside_patch": (
+        "warning",
+        "the centre of a box lies outside the annotated patch; the box is kept, but not scored",
+    ),
+    "cell_count_differs": (
+        "warning",
+        "the file says that it holds another number of cells than it does; cells may be lost",
     ),
     "repeated_image": (
         "warning",
@@ -151,6 +186,10 @@ KINDS: dict[str, tuple[str, str]] = {
     "duplicate_image": (
         "warning",
         "images of one domain have identical bytes; they must not be divided by a split",
+    ),
+    "other_format": (
+        "warning",
+        "some folders are in another format and were not read; check them with --format",
     ),
     "patient_leak": (
         "warning",

@@ -15,7 +15,12 @@ from pathlib import Path
 from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, RawBox, arrays, header_size
 from da_leukemia.data.readers.findings import FindingLog
-from da_leukemia.data.readers.leukemiaattri_labels import ReadLabels, json_labels, text_labels
+from da_leukemia.data.readers.leukemiaattri_labels import (
+    ReadLabels,
+    json_labels,
+    labelled_classes,
+    text_labels,
+)
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import child
 from da_leukemia.errors import DataError, did_you_mean
@@ -79,7 +84,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     log = FindingLog()
     pattern = source.patient_regex()
     declared = source.declared_classes(space)
-    all_classes = tuple(range(len(space.classes))) if declared is None else declared
+    all_classes = labelled_classes(space) if declared is None else declared
     fields: list[FieldOfView] = []
     seen: set[tuple[str, str]] = set()
     for split in SPLITS:

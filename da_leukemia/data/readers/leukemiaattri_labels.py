@@ -127,11 +127,13 @@ def _name(
         ) from None
 
 
-def class_by_id(number: int) -> str | None:
+def class_by_id(number: float) -> str | None:
     """Return the class of an id: 0..13 as in the text files, 14 is none as in the JSON files."""
     if number == len(LEUKEMIAATTRI.classes):
         return LEUKEMIAATTRI.classes[_NONE]
-    return LEUKEMIAATTRI.classes[number] if 0 <= number < len(LEUKEMIAATTRI.classes) else None
+    if number != int(number) or not 0 <= number < len(LEUKEMIAATTRI.classes):
+        return None
+    return LEUKEMIAATTRI.classes[int(number)]
 
 
 def _json_attributes(
@@ -177,6 +179,12 @@ def _names(codes: list[int], space: LabelSpace) -> str:
     return ", ".join(missing)
 
 
+def labelled_classes(space: LabelSpace) -> tuple[int, ...]:
+    """Return the classes of ``space`` that LeukemiaAttri labels, with boxes or without."""
+    found = (translate(name, space) for name in LEUKEMIAATTRI.classes)
+    return tuple(sorted({i for i in found if i is not None and i >= 0}))
+
+
 def text_row(
     values: list[float], where: str, size: Size, space: LabelSpace, log: FindingLog
 ) -> RawBox | None:
@@ -185,7 +193,7 @@ def text_row(
         hint = "; a sparse label row (15 or 16)" if len(values) in (15, 16) else ""
         log.add("unreadable_record", f"{where}: {len(values)} columns, not 5, 11 or 12{hint}")
         return None
-    name = class_by_id(int(values[0])) if values[0] == int(values[0]) else None
+    name = class_by_id(values[0])
     if name is None:
         log.add("unknown_class_id", f"{where}: {values[0]:g}")
         return None

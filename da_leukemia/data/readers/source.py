@@ -22,6 +22,7 @@ class DomainSource:
         classes: the classes that the domain labels; None takes what the files say.
         patient_pattern: regular expression with a group ``patient``, searched in the file name,
             where the files carry no patient.
+        patch_order: how the patch columns of Sparse-LeukemiaAttri are read; "auto" finds out.
     """
 
     domain: str
@@ -29,6 +30,7 @@ class DomainSource:
     labels: str = "auto"
     classes: tuple[str, ...] | None = None
     patient_pattern: str | None = None
+    patch_order: str = "auto"
 
     def patient_regex(self) -> re.Pattern[str] | None:
         """Compile ``patient_pattern``.

@@ -106,11 +106,12 @@ def pairings(folder: Path, labels: str = "labels") -> list[Pairing]:
     """
     found: list[Pairing] = []
     seen: set[Path] = set()
+    inner = Path(labels).parts
     for part in ("", *PARTS):
         tail = (part,) if part else ()
         for images, texts in (
-            (("images", *tail), (labels, *tail)),
-            ((*tail, "images"), (*tail, labels)),
+            (("images", *tail), (*inner, *tail)),
+            ((*tail, "images"), (*tail, *inner)),
             (tail, tail),
         ):
             place = child(folder, *images)
