@@ -15,6 +15,11 @@ WIDEST = 110
 DASH = "-"
 
 
+def _sentence(text: str) -> str:
+    """Raise the first letter only: "IoU" must stay as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def caption(view: View) -> str:
     """Say how a view is read."""
     if not view.adapted:
@@ -88,7 +93,7 @@ def markdown(contents: Contents) -> str:
     for metric in matrix.metrics:
         lines += ["", f"## {metric_name(metric)}", ""]
         if metric in METRIC_MEANINGS:
-            lines += [f"{METRIC_MEANINGS[metric].capitalize()}. Rows: trained on.", ""]
+            lines += [f"{_sentence(METRIC_MEANINGS[metric])}. Rows: trained on.", ""]
         for method in matrix.methods:
             view = matrix.view(method, metric)
             if view.cells:
