@@ -431,3 +431,12 @@ def test_a_label_space_that_grades_cell_size_otherwise_takes_no_sizes(tmp_path):
     put_text(tmp_path, "4_13_1000_ALL", "3 .5 .5 .2 .2 1 0 1 1 1 0 0\n", split="test")
     index = read(tmp_path, WBCATT)
     assert [f.attributes.tolist() for f in index] == [[[-1] * 11]] * 2
+
+
+def test_classes_that_are_not_declared_are_cells_of_unknown_type(tmp_path):
+    put_image(tmp_path, "4_12_1000_ALL.png")
+    boxes = [cell(), cell(category=3, box=(30, 10, 8, 6))]
+    put_json(tmp_path, [image(1, "4_12_1000_ALL.png")], boxes)
+    index = read(tmp_path, classes=("neutrophil",))
+    assert only(index).labels.tolist() == [-1, 3]
+    assert kinds(index) == {"class_not_declared": 1}

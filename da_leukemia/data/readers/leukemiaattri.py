@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView
@@ -24,7 +24,7 @@ from da_leukemia.data.readers.leukemiaattri_labels import (
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import child
 from da_leukemia.errors import DataError, did_you_mean
-from da_leukemia.labels import LabelSpace
+from da_leukemia.labels import UNKNOWN, LabelSpace
 
 SPLITS = ("train", "test")
 DOMAIN_NAME = re.compile(r"[HL]_(?:100X|40X|10X)_C[12]", re.IGNORECASE)
@@ -110,7 +110,8 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
                 log.add("field_name_repeated", f"{source.domain}/{split}/{path.name}")
                 name = f"{split}/{path.name}"
             seen.add((patient, name))
-            boxes, codes, attributes = arrays(raw, size[0], size[1], space, log)
+            rows = raw if declared is None else [_declared(r, declared, log) for r in raw]
+            boxes, codes, attributes = arrays(rows, size[0], size[1], space, log)
             fields.append(
                 FieldOfView(
                     image=path,
@@ -129,6 +130,14 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     if not fields:
         log.add("empty_domain", str(folder))
     return FieldIndex(source.domain, tuple(fields), log.findings())
+
+
+def _declared(row: RawBox, declared: tuple[int, ...], log: FindingLog) -> RawBox:
+    """Return the row, of unknown type where the setting `classes` does not name its class."""
+    if row.label < 0 or row.label in declared:
+        return row
+    log.add("class_not_declared", f"{row.where}: {row.written}")
+    return replace(row, label=UNKNOWN)
 
 
 def _resolve(
