@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from da_leukemia.config import Data, Detector, Domain, Job, Trainer
 from da_leukemia.simulate import simulate
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
+
+_CACHE = tempfile.TemporaryDirectory(prefix="da_leukemia_tests_")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name  # tests leave nothing in the user's own cache
 
 DEVICES = ("H_100X_C2", "L_100X_C2")
 
