@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from da_leukemia.data.check import check, laplacian_variance, render
+from da_leukemia.data.readers import READERS
 from da_leukemia.data.readers.findings import KINDS, FindingLog
 from da_leukemia.errors import DataError
 from da_leukemia.labels import WBC
@@ -129,10 +130,18 @@ def test_sharpness_is_the_variance_of_the_laplacian():
     assert laplacian_variance(grey) == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_finding_is_explained_in_the_guide():
+def rows_of_the_guide(heading: str) -> set[str]:
     guide = Path(__file__).parent.parent / "docs" / "bring_your_own_device.md"
-    explained = set(re.findall(r"^\| `(\w+)` \|", guide.read_text(), re.MULTILINE))
-    assert explained == set(KINDS)
+    section = guide.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+def test_every_finding_is_explained_in_the_guide():
+    assert rows_of_the_guide("What the findings mean") == set(KINDS)
+
+
+def test_every_format_is_in_the_guide():
+    assert rows_of_the_guide("Formats") == set(READERS)
 
 
 def test_a_log_adds_up_and_keeps_few_examples():
