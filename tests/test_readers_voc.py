@@ -244,6 +244,16 @@ def test_a_patient_in_m5_file_names_goes_before_the_field(tmp_path):
         read(tmp_path, M5, "m5", "HCM_40x")
 
 
+def test_a_device_of_m5_without_labels_can_be_adapted_to(tmp_path):
+    put_m5(tmp_path, ("12_3", "12_4"))
+    for path in (tmp_path / "Images/LCM/100x").rglob("*.xml"):
+        path.unlink()
+    (tmp_path / "Images/LCM/100x/train/12_4.png").write_text("no image")
+    index = read(tmp_path, M5, "m5", "LCM_100x")
+    assert [(f.name, f.labelled_classes) for f in index] == [("12_3", ())]
+    assert kinds(index) == {"no_labels": 1, "patient_is_field": 1, "unreadable_image": 1}
+
+
 @pytest.mark.parametrize(
     ("stem", "expected"),
     [

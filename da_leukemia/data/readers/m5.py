@@ -1,9 +1,9 @@
 """M5 malaria (CVPR 2022, arXiv 2111.13656): two microscopes, three magnifications, VOC labels.
 
 ``Images/{HCM,LCM}/{1000x,400x,100x}`` with xml files beside the images, below ``train``, ``val``
-and ``test`` where there are such folders, or in the same tree below ``Annotations``. Domains are
-``HCM_1000x``, ``LCM_100x``, ... The label space is ``m5``; in spaces of white cells parasites are
-background.
+and ``test`` where there are such folders, or in the same tree below ``Annotations``; a device
+without any is read as unlabelled. Domains are ``HCM_1000x``, ``LCM_100x``, ... The label space is
+``m5``; in spaces of white cells parasites are background.
 
 A field was photographed through all six devices under one name, after words for the microscope
 and the magnification are taken off. Files carry no patient, so the field stands for it: the same
@@ -17,7 +17,8 @@ import re
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import assemble
+from da_leukemia.data.readers.assemble import RawField, assemble
+from da_leukemia.data.readers.boxes import header_size
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import child, images_in, subfolders
@@ -62,7 +63,10 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             for path in xml_in(found):
                 labels.setdefault(path, part)
     images = [p for place in places for p in images_in(place)]
-    raw = read_fields(root, [(part, path) for path, part in labels.items()], images, log)
+    if labels:
+        raw = read_fields(root, [(part, path) for path, part in labels.items()], images, log)
+    else:
+        raw = _unlabelled(images, root, log)
     known = source.patient_regex()
     for item in raw:
         item.name = field_name(item.image.stem)
@@ -75,6 +79,17 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
 def field_name(stem: str) -> str:
     """Return the name of the field that the photographs of all devices share."""
     return _DEVICE_WORDS.sub("", stem).strip("-_ ") or stem
+
+
+def _unlabelled(images: list[Path], root: Path, log: FindingLog) -> list[RawField]:
+    raw = []
+    for image in images:
+        shown, size = image.relative_to(root).as_posix(), header_size(image)
+        if size is None:
+            log.add("unreadable_image", shown)
+        else:
+            raw.append(RawField(image, shown, size))
+    return raw
 
 
 def _folders(root: Path) -> dict[str, Path]:

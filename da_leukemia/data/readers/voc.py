@@ -7,6 +7,8 @@ Convention: VOC counts pixels from 1 and includes the last one, so a box over a 
 pixels is ``xmin 1, xmax 640``; it is read as ``x1 = xmin - 1, x2 = xmax``, half-open as everywhere
 here. A corner at 0, which some tools write, stays at 0 and is reported (``voc_from_zero``).
 
+Objects marked ``difficult`` or ``truncated`` are read like the others.
+
 The size in the xml is right unless it is missing, 0, or a box lies beyond it and inside the image
 file: then the size of the image file is used and that is reported (``size_wrong_in_labels``).
 """
