@@ -145,6 +145,20 @@ def _make_parser() -> _Parser:
     )
     simulate.set_defaults(command=_simulate, parser=simulate)
 
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure a device from its own unlabelled fields",
+        description="Measure scale, light, colours, sharpness and noise of a device from 10 to 50 "
+        "of its own unlabelled fields of view. What cannot be told is said to be unknown.",
+    )
+    calibrate.add_argument("folder", type=Path, help="photographs of one device")
+    calibrate.add_argument("--json", action="store_true", help="for programs")
+    calibrate.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there, too")
+    calibrate.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw what was measured (PNG, PDF, SVG)"
+    )
+    calibrate.set_defaults(command=_calibrate, parser=calibrate)
+
     data = commands.add_parser("data", help="look at data sets")
     checks = data.add_subparsers(metavar="VERB", required=True)
     check = checks.add_parser("check", help="list every problem of a data set")
@@ -370,3 +384,28 @@ def _check(arguments: argparse.Namespace) -> int:
     report = check(arguments.path, arguments.format, **space)
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else render(report))
     return report.exit_code
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from da_leukemia.calibration.measure import calibrate_folder
+    from da_leukemia.calibration.record import save
+    from da_leukemia.calibration.text import table
+
+    with tqdm(desc="measuring", disable=None, leave=False) as shown:
+
+        def progress(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        measured = calibrate_folder(arguments.folder, progress)
+    calibration = measured.calibration
+    if arguments.out is not None:
+        save(calibration, arguments.out)
+    if arguments.picture is not None:
+        from da_leukemia.calibration.picture import draw
+
+        draw(measured, arguments.picture)
+    print(json.dumps(calibration.to_dict(), indent=1) if arguments.json else table(calibration))
+    return 0

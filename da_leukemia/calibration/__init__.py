@@ -1,0 +1,25 @@
+"""A device measured from its own unlabelled films, and images brought to a common appearance."""
+
+from __future__ import annotations
+
+from da_leukemia.calibration.apply import (
+    boxes_back,
+    flat_field,
+    scale_factors,
+    scale_to,
+    white_point,
+)
+from da_leukemia.calibration.record import Calibration, Quantity, RedCells, load, save
+
+__all__ = [
+    "Calibration",
+    "Quantity",
+    "RedCells",
+    "boxes_back",
+    "flat_field",
+    "load",
+    "save",
+    "scale_factors",
+    "scale_to",
+    "white_point",
+]

@@ -1,0 +1,117 @@
+"""What a calibration is for: one illumination, one white point, one scale for every device.
+
+Pure functions of one image; none uses the image's own content, so a field full of white cells is
+treated like an empty one. Boxes are half-open ``x0, y0, x1, y1`` in pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from da_leukemia.calibration.fields import Pixels
+from da_leukemia.calibration.light import Values, render
+from da_leukemia.calibration.record import Calibration
+
+WHITE = 230.0
+"""Grey level of the clear background after `white_point`; leaves room for noise and bubbles."""
+
+_DEEPEST = 0.1
+"""Light below which `flat_field` amplifies no further: a rim would become bright noise."""
+
+
+def flat_field(image: Pixels, calibration: Calibration) -> Pixels:
+    """Even out the lamp's light; an unknown illumination leaves the image alone.
+
+    Args:
+        image: ``(H, W, 3)`` RGB of the device's whole frame, at any size.
+        calibration: the device's.
+    """
+    if calibration.illumination is None:
+        return image
+    light = render(calibration.illumination, *image.shape[:2])
+    return _to_bytes(image / np.maximum(light, _DEEPEST))
+
+
+def white_point(image: Pixels, calibration: Calibration) -> Pixels:
+    """Bring the device's clear background to a neutral `WHITE`.
+
+    An unknown background leaves the image alone.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, after `flat_field` where there is a vignette.
+        calibration: the device's.
+    """
+    if calibration.background is None:
+        return image
+    levels = np.array([q.value or 0.0 for q in calibration.background])
+    return _to_bytes(image * (WHITE / np.maximum(levels, 1.0)).astype(np.float32))
+
+
+def _to_bytes(values: NDArray[np.floating]) -> Pixels:
+    return np.asarray(np.clip(values, 0, 255) + 0.5, dtype=np.uint8)
+
+
+def scale_factors(
+    calibration: Calibration, canonical_px_per_um: float, size: tuple[int, int]
+) -> tuple[float, float]:
+    """Return the exact factors in x and y that `scale_to` applies to an image of a size.
+
+    Args:
+        calibration: the device's; an unknown scale gives ``(1, 1)``.
+        canonical_px_per_um: pixels per um that images are brought to.
+        size: ``width, height`` of the image, px.
+
+    Returns:
+        New over old width and height: images have whole pixels, so they are the rounded ones.
+    """
+    if canonical_px_per_um <= 0:
+        raise ValueError(f"canonical_px_per_um must be positive, not {canonical_px_per_um}")
+    out = []
+    for side, scale in zip(size, (calibration.px_per_um_x, calibration.px_per_um_y), strict=True):
+        factor = canonical_px_per_um / scale.value if scale.value else 1.0
+        out.append(max(1, round(side * factor)) / side)
+    return out[0], out[1]
+
+
+def scale_to(
+    image: Pixels, boxes: Values, calibration: Calibration, canonical_px_per_um: float
+) -> tuple[Pixels, Values]:
+    """Bring an image and its boxes to a common number of pixels per um in x and y.
+
+    Args:
+        image: ``(H, W, 3)`` RGB in the device's own pixels.
+        boxes: ``(n, 4)`` in it.
+        calibration: the device's; an unknown scale leaves both alone.
+        canonical_px_per_um: pixels per um of the result.
+
+    Returns:
+        The image and ``(n, 4)`` float64 boxes in it. `boxes_back` undoes the latter.
+    """
+    height, width = image.shape[:2]
+    x, y = scale_factors(calibration, canonical_px_per_um, (width, height))
+    new = (round(width * x), round(height * y))
+    factors = np.array([x, y, x, y])
+    out = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * factors
+    if new == (width, height):
+        return image, out
+    # Pillow's filters widen with the reduction, so nothing aliases.
+    resized = Image.fromarray(image).resize(new, Image.Resampling.BILINEAR)
+    return np.asarray(resized), out
+
+
+def boxes_back(
+    boxes: Values, calibration: Calibration, canonical_px_per_um: float, size: tuple[int, int]
+) -> Values:
+    """Map boxes of a scaled image back to the original.
+
+    Args:
+        boxes: ``(n, 4)`` in the image that `scale_to` returned.
+        calibration: the same as there.
+        canonical_px_per_um: the same as there.
+        size: ``width, height`` of the original image, px.
+    """
+    x, y = scale_factors(calibration, canonical_px_per_um, size)
+    given = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return np.asarray(given / np.array([x, y, x, y]))

@@ -1,0 +1,112 @@
+"""Components of a mask: which are single ellipses, and touching ones taken apart."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import (
+    binary_fill_holes,
+    distance_transform_edt,
+    gaussian_filter,
+    label,
+    maximum_filter,
+)
+
+from da_leukemia.calibration.light import Mask, Values
+
+Numbers = NDArray[np.signedinteger]
+
+_ELLIPTIC = 0.955
+"""Least area over that of the ellipse with the same moments: two touching cells stay below."""
+
+_ROUND = 1.45
+"""Most length over width of a single red cell, once the device's aspect is taken out."""
+
+
+def fitting(
+    numbered: Numbers, count: int, valid: Mask, aspect: float, least: float
+) -> tuple[NDArray[np.int64], Values]:
+    """Return the numbers of whole elliptic components, and the moments ``(6, n)`` of all."""
+    moments = _moments(numbered, count)
+    whole = ~np.isin(np.arange(1, count + 1), _touching(numbered, valid))
+    return np.flatnonzero(whole & _elliptic(moments, aspect) & (moments[0] > least)) + 1, moments
+
+
+def depth(mask: Mask, aspect: float) -> Values:
+    """Return the distance to the outline, in pixels of x."""
+    found = distance_transform_edt(mask, sampling=(aspect, 1.0))
+    assert isinstance(found, np.ndarray)  # it is a tuple only with `return_indices`
+    return found
+
+
+def cut(mask: Mask, depth: Values, expected: float) -> tuple[Numbers, int]:
+    """Part touching cells: shrink them until they come apart, then grow each back."""
+    cores, count = label(mask & (depth > 0.3 * expected))
+    if not count:
+        return np.zeros(mask.shape, dtype=np.int32), 0
+    away, nearest = distance_transform_edt(cores == 0, return_indices=True)
+    grown = cores[nearest[0], nearest[1]]
+    return np.where(mask & (away < 0.4 * expected), grown, 0), count
+
+
+def fill(raw: Mask, most: float) -> Mask:
+    """Fill the pallor of ring cells, but not the clear space that a ring of cells encloses."""
+    filled = binary_fill_holes(raw)
+    assert filled is not None  # it is None only with `output`
+    holes, count = label(filled & ~raw)
+    if count:
+        sizes = np.bincount(holes.ravel())
+        sizes[0] = 0
+        filled &= ~(sizes > most)[holes]
+    return np.asarray(filled)
+
+
+def _moments(numbered: Numbers, count: int) -> Values:
+    """Return area, centre x and y, and second moments xx, yy, xy of each component, ``(6, n)``."""
+    y, x = np.nonzero(numbered)
+    which = numbered[y, x]
+    size = count + 1
+    if not count:
+        return np.zeros((6, 0))
+    area = np.maximum(np.bincount(which, minlength=size)[1:].astype(float), 1e-9)
+    cx = np.bincount(which, x, size)[1:] / area
+    cy = np.bincount(which, y, size)[1:] / area
+    dx, dy = x - cx[which - 1], y - cy[which - 1]
+    third = 1 / 12  # a pixel is a square, not a point
+    xx = np.bincount(which, dx * dx, size)[1:] / area + third
+    yy = np.bincount(which, dy * dy, size)[1:] / area + third
+    xy = np.bincount(which, dx * dy, size)[1:] / area
+    return np.stack([area, cx + 0.5, cy + 0.5, xx, yy, xy])
+
+
+def _elliptic(moments: Values, aspect: float) -> Mask:
+    area, _, _, xx, yy, xy = moments
+    solid = area / (4 * np.pi * np.sqrt(np.maximum(xx * yy - xy**2, 1e-9)))
+    wide, skew = yy * aspect**2, xy * aspect  # a round cell now has equal moments
+    middle, half = (xx + wide) / 2, np.hypot((xx - wide) / 2, skew)
+    long = np.sqrt((middle + half) / np.maximum(middle - half, 1e-9))
+    return np.asarray((solid > _ELLIPTIC) & (long < _ROUND))
+
+
+def _touching(numbered: Numbers, valid: Mask) -> Numbers:
+    """Return the components at the border of the image or of the valid field."""
+    edge = [numbered[:2], numbered[-2:], numbered[:, :2], numbered[:, -2:]]
+    found = np.concatenate([part.ravel() for part in edge])
+    if not valid.all():
+        near = maximum_filter((~valid).astype(np.uint8), 5) > 0
+        found = np.concatenate([found, numbered[near]])
+    return np.unique(found)
+
+
+def inscribed(depth: Values, valid: Mask, expected: float, aspect: float) -> Values:
+    """Return diameters in x of the circles that fit, one for each cell even in a clump."""
+    window = (max(3, int(0.75 * expected / aspect) | 1), max(3, int(0.75 * expected) | 1))
+    smooth = gaussian_filter(depth, 0.03 * expected)
+    peak = (maximum_filter(smooth, window) == smooth) & (depth > 0.15 * expected)
+    rows, columns = np.nonzero(peak & valid)
+    radius = depth[rows, columns]
+    height, width = depth.shape
+    inside = (columns > radius) & (columns < width - radius)
+    inside &= (rows > radius / aspect) & (rows < height - radius / aspect)
+    # The transform counts from pixel centres to pixel centres: the outline lies half a pixel in.
+    return np.asarray(2 * radius[inside] - 1)

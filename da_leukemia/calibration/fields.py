@@ -1,0 +1,147 @@
+"""Reading a device's photographs, whatever a camera or a microscope's program wrote."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from da_leukemia.errors import DataError
+
+Pixels = NDArray[np.uint8]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+MOST_FIELDS = 50
+"""Images that are read of a larger folder, spread evenly over it."""
+
+LONG_SIDE = 1600
+"""Larger images are reduced to this, so that a folder of phone photographs fits in memory."""
+
+MOST_PIXELS = 250_000_000
+"""An image above this is refused: decoded it would take more than a gigabyte."""
+
+_SMALLEST = 48
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Field:
+    """One photograph.
+
+    Attributes:
+        path: its file.
+        pixels: ``(H, W, 3)`` RGB, reduced where it was larger than `LONG_SIDE`.
+        reduced: original pixels per pixel of ``pixels``, at least 1.
+        size: ``width, height`` of the original.
+        grey: it has no colour.
+        turned: its EXIF asks viewers to turn it. It is not turned here, nor when training reads
+            it: the lamp and the lens belong to the sensor's frame.
+    """
+
+    path: Path
+    pixels: Pixels
+    reduced: float
+    size: tuple[int, int]
+    grey: bool = False
+    turned: bool = False
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return a folder's images in order, those of its subfolders included.
+
+    Raises:
+        DataError: no such folder, or there is no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+    if not found:
+        raise DataError(f"{folder}: no image in it ({', '.join(SUFFIXES)})")
+    return found
+
+
+def spread(paths: Sequence[Path], most: int = MOST_FIELDS) -> list[Path]:
+    """Return at most so many paths, evenly spread."""
+    if len(paths) <= most:
+        return list(paths)
+    return [paths[int(i)] for i in np.linspace(0, len(paths) - 1, most).round()]
+
+
+def read_field(path: Path) -> Field:
+    """Read one photograph.
+
+    Sixteen-bit values keep their share of full scale; alpha is dropped.
+
+    Raises:
+        DataError: missing, unreadable, far too large or too small; names the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MOST_PIXELS:
+                    raise DataError(
+                        f"{path}: {width} x {height} pixels are more than {MOST_PIXELS // 10**6} "
+                        "million; cut it into fields of view first"
+                    )
+                if min(width, height) < _SMALLEST:
+                    raise DataError(f"{path}: {width} x {height} pixels show no field of view")
+                turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+                image.draft("RGB", (LONG_SIDE, LONG_SIDE))
+                rgb, grey = _to_rgb(image)
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error}); remove it") from error
+    factor = max(width, height) / LONG_SIDE
+    if factor > 1:
+        new = (max(1, round(width / factor)), max(1, round(height / factor)))
+        rgb = rgb.resize(new, Image.Resampling.BOX)
+    pixels = np.asarray(rgb)
+    grey = grey or bool(np.ptp(pixels[::7, ::7].astype(np.int16), axis=2).max() <= 2)
+    return Field(path, pixels, max(1.0, factor), (width, height), grey, turned)
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+    if image.mode == "F":
+        raise ValueError("its pixels are real numbers of unknown range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64).clip(0, None)
+        # Cameras of 10, 12 and 14 bits write into 16 without stretching.
+        bits = next(b for b in (8, 10, 12, 14, 16, 64) if values.max() < 1 << b)
+        shift = max(0, min(bits, 16) - 8)
+        plane = Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
+        return plane.convert("RGB"), True
+    return image.convert("RGB"), image.mode in ("L", "LA", "1")
+
+
+def read_fields(
+    paths: Sequence[Path], progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Field], list[str]]:
+    """Read photographs; return them and why others could not be read.
+
+    Raises:
+        DataError: none of them can be read; names every one.
+    """
+    fields, problems = [], []
+    for done, path in enumerate(paths, start=1):
+        try:
+            fields.append(read_field(path))
+        except DataError as error:
+            problems.append(str(error))
+        if progress is not None:
+            progress(done, len(paths))
+    if not fields:
+        raise DataError(problems)
+    return fields, problems

@@ -1,0 +1,196 @@
+"""The lamp: valid field of view, illumination field and background colour of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import label
+
+from da_leukemia.calibration.fields import Field, Pixels
+from da_leukemia.calibration.record import Surface
+
+Values = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+GRID = 20
+"""Tiles along each side in which the background's brightness is sought."""
+
+_CLEAR_SHARE = 85
+"""Percentile of a tile that is background wherever a sixth of the tile is."""
+
+_DARK = 0.22
+"""Share of the lamp's level below which a tile may belong to the rim."""
+
+
+def powers(order: int) -> tuple[tuple[int, int], ...]:
+    """Return the exponents of a polynomial in two variables."""
+    return tuple((i, t - i) for t in range(order + 1) for i in range(t, -1, -1))
+
+
+def design(x: Values, y: Values, exponents: Sequence[tuple[int, int]]) -> Values:
+    """Return the polynomial's terms, one column each."""
+    return np.stack([x**i * y**j for i, j in exponents], axis=-1)
+
+
+def centres(count: int) -> Values:
+    """Return coordinates of ``count`` pixels or tiles in -1..1."""
+    return (np.arange(count) + 0.5) / count * 2 - 1
+
+
+def render(surface: Surface, height: int, width: int) -> NDArray[np.float32]:
+    """Return the light ``(H, W, 3)`` of a frame of any size, 1 at its brightest place."""
+    x, y = centres(width), centres(height)
+    top = max(i for i, _ in surface.powers)
+    px = np.stack([x**i for i in range(top + 1)])
+    py = np.stack([y**i for i in range(top + 1)])
+    out = np.empty((height, width, 3), dtype=np.float32)
+    for channel, row in enumerate(surface.coefficients):
+        matrix = np.zeros((top + 1, top + 1))
+        for (i, j), value in zip(surface.powers, row, strict=True):
+            matrix[j, i] += value
+        out[..., channel] = np.exp(py.T @ matrix @ px)
+    return out
+
+
+def tiles(pixels: Pixels) -> Values:
+    """Return the bright level ``(GRID, GRID, 3)`` of each tile of a photograph."""
+    height, width = pixels.shape[:2]
+    fine = (GRID * min(24, max(2, width // GRID)), GRID * min(24, max(2, height // GRID)))
+    small = np.asarray(Image.fromarray(pixels).resize(fine, Image.Resampling.BOX))
+    cut = small.reshape(GRID, fine[1] // GRID, GRID, fine[0] // GRID, 3).swapaxes(1, 2)
+    flat = cut.reshape(GRID, GRID, -1, 3)
+    return np.asarray(np.percentile(flat, _CLEAR_SHARE, axis=2), dtype=np.float64)
+
+
+def dark_rim(levels: Values) -> Mask:
+    """Return the tiles ``(GRID, GRID)`` that stay dark up to the frame's border.
+
+    Args:
+        levels: ``(n, GRID, GRID, 3)`` of `tiles`.
+    """
+    grey = levels.mean(axis=-1)
+    lamp = np.percentile(grey.reshape(len(grey), -1), 90, axis=1)
+    dark = np.median(grey / np.maximum(lamp, 1)[:, None, None], axis=0) < _DARK
+    numbered, count = label(dark)
+    border = np.concatenate([numbered[0], numbered[-1], numbered[:, 0], numbered[:, -1]])
+    touching = np.isin(numbered, np.setdiff1d(border, [0])) if count else dark
+    return touching if touching.sum() >= 3 else np.zeros_like(dark)
+
+
+def rim_of(pixels: Pixels, likely: bool) -> Mask:
+    """Return the pixels of the dark rim of one photograph, a little widened.
+
+    Args:
+        pixels: the photograph.
+        likely: whether the device has such a rim; without it nothing is dark.
+    """
+    height, width = pixels.shape[:2]
+    if not likely:
+        return np.zeros((height, width), dtype=bool)
+    side = 160
+    small = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX))
+    grey = small.mean(axis=-1)
+    numbered, _ = label(grey < 0.35 * np.percentile(grey, 80))
+    sizes = np.bincount(numbered.ravel())
+    edge = np.concatenate([numbered[0], numbered[-1], numbered[:, 0], numbered[:, -1]])
+    keep = [n for n in np.unique(edge) if n and sizes[n] > 0.003 * side * side]
+    rim = Image.fromarray(np.isin(numbered, keep).astype(np.uint8) * 255)
+    wide = np.asarray(rim.resize((width, height), Image.Resampling.BILINEAR)) > 0
+    if wide.mean() > 0.97:
+        return np.zeros((height, width), dtype=bool)
+    from scipy.ndimage import binary_dilation
+
+    return np.asarray(binary_dilation(wide, iterations=max(2, width // 100)))
+
+
+def ellipse(lit: Mask) -> tuple[float, float, float, float]:
+    """Return ``x, y, radius_x, radius_y`` of a lit field, shares of width and height."""
+    rows, columns = np.nonzero(lit)
+    height, width = lit.shape
+    left, right = np.percentile(columns, [0.2, 99.8])
+    top, bottom = np.percentile(rows, [0.2, 99.8])
+    return (
+        float((left + right + 1) / 2 / width),
+        float((top + bottom + 1) / 2 / height),
+        float((right - left + 1) / 2 / width),
+        float((bottom - top + 1) / 2 / height),
+    )
+
+
+def fit_light(
+    levels: Values, rim: Mask, order: int = 4
+) -> tuple[Surface, Values, float, float] | None:
+    """Fit the light that all fields share, and each field's own level.
+
+    The background is the upper envelope of the tiles: cells only darken. A stiff quantile fit finds
+    it, a finer one refines it on the tiles that lie on it, so that a cell that fills the middle of
+    every image is left out rather than taken for a shadow.
+
+    Args:
+        levels: ``(n, GRID, GRID, 3)`` of `tiles`.
+        rim: ``(GRID, GRID)`` tiles outside the valid field.
+        order: of the polynomial.
+
+    Returns:
+        The surface, the fields' levels ``(n, 3)``, the share of light lost at the darkest place,
+        and the share of the frame where background was seen; None where too little was.
+    """
+    count = len(levels)
+    use = ~rim.ravel()
+    y, x = (v.ravel()[use] for v in np.meshgrid(centres(GRID), centres(GRID), indexing="ij"))
+    data = np.log(np.maximum(levels.reshape(count, -1, 3)[:, use], 1.0))
+    grey = data.mean(axis=-1)
+    stiff = design(x, y, powers(2))[:, 1:]
+    offset = np.percentile(grey, 85, axis=1)
+    shape = np.zeros(stiff.shape[1])
+    for _ in range(25):
+        rest = grey - offset[:, None] - stiff @ shape
+        weight = np.where(rest > 0, 0.85, 0.15) / np.maximum(np.abs(rest), 0.01)
+        target = grey - offset[:, None]
+        normal = np.einsum("ft,ti,tj->ij", weight, stiff, stiff) + 1e-3 * np.eye(len(shape))
+        shape = np.linalg.solve(normal, np.einsum("ft,ft,ti->i", weight, target, stiff))
+        offset = np.percentile(grey - stiff @ shape, 85, axis=1)
+    rest = grey - offset[:, None] - stiff @ shape
+    keep = np.abs(rest) < 0.10
+    seen = keep.sum(axis=0) >= max(1, 0.1 * count)
+    if keep.sum() < 12 or seen.mean() < 0.25:
+        return None
+    exponents = powers(order if seen.mean() > 0.6 and keep.sum() > 150 else 2)
+    fine = design(x, y, exponents)[:, 1:]
+    own, coefficients = np.zeros((count, 3)), np.zeros((3, fine.shape[1]))
+    for step in range(6):
+        with np.errstate(invalid="ignore"):
+            each = data - np.einsum("tk,ck->tc", fine, coefficients)
+            own = np.stack(
+                [np.median(e[k], axis=0) if k.any() else np.median(e, axis=0)
+                 for e, k in zip(each, keep, strict=True)]
+            )  # fmt: skip
+        target3 = data - own[:, None]
+        weight = keep.astype(float)
+        normal = np.einsum("ft,ti,tj->ij", weight, fine, fine)
+        normal += (1e-3 * keep.sum() / fine.shape[0] + 1e-6) * np.eye(fine.shape[1])
+        right = np.einsum("ft,ftc,ti->ic", weight, target3, fine)
+        coefficients = np.linalg.solve(normal, right).T
+        rest = (target3 - np.einsum("tk,ck->tc", fine, coefficients)).mean(axis=-1)
+        keep = np.abs(rest) < (0.08 if step < 3 else 0.05)
+        if keep.sum() < 12:
+            return None
+    light = np.einsum("tk,ck->tc", fine, coefficients)
+    top = np.percentile(light, 97, axis=0)
+    constant = np.concatenate([-top[:, None], coefficients], axis=1)
+    fall = 1 - float(np.exp(np.percentile((light - top).mean(axis=-1), 1)))
+    surface = Surface(exponents, tuple(tuple(float(v) for v in row) for row in constant))
+    return surface, np.exp(own + top), fall, float(seen.mean())
+
+
+def flatten(field: Field, surface: Surface | None, zoom: float) -> NDArray[np.float32]:
+    """Return a photograph at another size, divided by the lamp's field, in grey levels."""
+    height, width = field.pixels.shape[:2]
+    new = (max(8, round(width * zoom)), max(8, round(height * zoom)))
+    how = Image.Resampling.BICUBIC if zoom > 1 else Image.Resampling.BILINEAR
+    image = Image.fromarray(field.pixels)
+    small = np.asarray(image if new == image.size else image.resize(new, how), dtype=np.float32)
+    return small if surface is None else small / render(surface, new[1], new[0])

@@ -1,0 +1,209 @@
+"""Measure a device from its own unlabelled photographs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from da_leukemia.calibration import optics
+from da_leukemia.calibration.fields import Field, find_images, read_fields, spread
+from da_leukemia.calibration.light import (
+    GRID,
+    Mask,
+    Values,
+    dark_rim,
+    ellipse,
+    fit_light,
+    rim_of,
+    tiles,
+)
+from da_leukemia.calibration.record import (
+    RED_CELL_UM,
+    RED_CELL_UM_SPREAD,
+    Calibration,
+    Quantity,
+    RedCells,
+)
+from da_leukemia.calibration.scale import Light, Sizes, find_all
+from da_leukemia.calibration.verdict import Verdict, judge
+
+Progress = Callable[[int, int], None]
+
+_Z90 = 1.645
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A calibration and what it was measured on, for the picture.
+
+    Attributes:
+        calibration: the result.
+        light: photographs and their light.
+        sizes: the cells, None where none were found.
+    """
+
+    calibration: Calibration
+    light: Light
+    sizes: Sizes | None
+
+
+def calibrate_folder(folder: Path, progress: Progress | None = None) -> Measured:
+    """Measure the device that took a folder's photographs.
+
+    Args:
+        folder: images, also in subfolders; of more than 50 an even choice is read.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: no such folder, no image in it, or none can be read.
+    """
+    paths = spread(find_images(folder))
+    total = 2 * len(paths)
+
+    def first(done: int, _: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    def second(done: int, _: int) -> None:
+        if progress is not None:
+            progress(len(paths) + done, total)
+
+    fields, problems = read_fields(paths, first)
+    measured = calibrate(fields, second)
+    notes = (*(f"left out: {text}" for text in problems), *measured.calibration.notes)
+    return replace(measured, calibration=replace(measured.calibration, notes=notes))
+
+
+def calibrate(fields: Sequence[Field], progress: Progress | None = None) -> Measured:
+    """Measure the device that took some photographs.
+
+    Args:
+        fields: at least one photograph.
+        progress: called with (done, total).
+    """
+    notes: list[str] = []
+    size = Counter(f.size for f in fields).most_common(1)[0][0]
+    others = sum(f.size != size for f in fields)
+    if others:
+        notes.append(f"sizes differ: {others} of {len(fields)} images are not {size[0]}x{size[1]}")
+    turned = sum(f.turned for f in fields)
+    if turned:
+        notes.append(f"{turned} images ask to be turned (EXIF); measured as the sensor saw them")
+    grey = sum(f.grey for f in fields)
+    if grey:
+        notes.append(f"{grey} images are grey-scale: colours say nothing of the stain")
+
+    levels = np.stack([tiles(f.pixels) for f in fields])
+    rim = dark_rim(levels)
+    valid = [~rim_of(f.pixels, bool(rim.any())) for f in fields]
+    lamp = fit_light(levels, _tile_rim(valid) | rim)
+    if lamp is None:
+        notes.append("illumination: unknown, too little clear background was seen")
+        surface, fall = None, None
+        backgrounds = np.percentile(levels.reshape(len(fields), -1, 3), 90, axis=1)
+    else:
+        surface, backgrounds, fall, _ = lamp
+    backgrounds, weights = optics.sharpen_background(fields, valid, surface, backgrounds)
+    light = Light(fields, surface, backgrounds, valid, weights)
+
+    sizes = find_all(light, progress)
+    verdict = judge(light, sizes)
+    notes.extend(verdict.notes)
+    known = sizes if verdict.known else None
+    colours = optics.stains(light, known)
+    edge_x, edge_y = optics.edges(light, known)
+    calibration = Calibration(
+        fields=len(fields),
+        size=size,
+        illumination=surface,
+        illumination_fall=_fall(levels, rim, fall),
+        background=_triple(backgrounds) if lamp is not None else None,
+        red_cell_colour=_triple(colours[0]),
+        nucleus_colour=_triple(colours[1]),
+        edge_x=_quantity(edge_x),
+        edge_y=_quantity(edge_y),
+        noise=_quantity(optics.noises(light)),
+        valid=_valid(valid, rim),
+        cells=verdict.cells,
+        notes=tuple(notes),
+    )
+    return Measured(_with_scale(calibration, verdict), light, sizes)
+
+
+def _tile_rim(valid: Sequence[Mask]) -> Mask:
+    """Return the tiles that lie in the rim of any photograph."""
+    out = np.zeros((GRID, GRID), dtype=bool)
+    for mask in valid:
+        if not mask.all():
+            rows = np.linspace(0, mask.shape[0], GRID + 1).astype(int)[:-1]
+            columns = np.linspace(0, mask.shape[1], GRID + 1).astype(int)[:-1]
+            lit = np.logical_and.reduceat(np.logical_and.reduceat(mask, rows), columns, axis=1)
+            out |= ~lit
+    return out if out.mean() < 0.8 else np.zeros_like(out)
+
+
+def _valid(valid: Sequence[Mask], rim: Mask) -> tuple[float, float, float, float] | None:
+    found = [ellipse(mask) for mask in valid if mask.any() and not mask.all()]
+    if not rim.any() or not found:
+        return None
+    x, y, across, down = np.median(np.array(found), axis=0)
+    return float(x), float(y), float(across), float(down)
+
+
+def _with_scale(calibration: Calibration, verdict: Verdict) -> Calibration:
+    if not verdict.known:
+        return calibration
+    root = np.sqrt(verdict.aspect)
+    width, height = verdict.diameter * root, verdict.diameter / root
+    error = verdict.error
+    low, high = (verdict.diameter * float(np.exp(s * _Z90 * error)) for s in (-1, 1))
+    um = _Z90 * float(np.hypot(error, RED_CELL_UM_SPREAD))
+
+    def scale(pixels: float) -> Quantity:
+        per_um = pixels / RED_CELL_UM
+        return Quantity(per_um, per_um * float(np.exp(-um)), per_um * float(np.exp(um)))
+
+    turn = _Z90 * verdict.aspect_error
+    return replace(
+        calibration,
+        red_cell_px=RedCells(float(width), float(height), low, high),
+        px_per_um_x=scale(float(width)),
+        px_per_um_y=scale(float(height)),
+        aspect=Quantity(
+            verdict.aspect,
+            verdict.aspect * float(np.exp(-turn)),
+            verdict.aspect * float(np.exp(turn)),
+        ),
+    )
+
+
+def _fall(levels: Values, rim: Mask, fall: float | None) -> Quantity:
+    """Return the loss of light, its interval from two halves of the photographs."""
+    if fall is None:
+        return Quantity()
+    halves = [fit_light(levels[part::2], rim) for part in (0, 1) if len(levels) > 3]
+    each = [half[2] for half in halves if half is not None]
+    spread_ = abs(each[0] - each[1]) / 2 if len(each) == 2 else 0.5 * fall
+    reach = _Z90 * spread_ + 0.02
+    return Quantity(fall, max(0.0, fall - reach), min(1.0, fall + reach))
+
+
+def _quantity(values: Values) -> Quantity:
+    """Return the median over photographs and its 90 % interval."""
+    seen = values[np.isfinite(values)]
+    if len(seen) < 3:
+        return Quantity()
+    middle = float(np.median(seen))
+    # 1.25: the median's standard error over the mean's; 1.48: MAD to standard deviation.
+    error = 1.25 * 1.48 * float(np.median(np.abs(seen - middle))) / np.sqrt(len(seen))
+    reach = _Z90 * float(np.hypot(error, 0.02 * abs(middle)))
+    return Quantity(middle, middle - reach, middle + reach)
+
+
+def _triple(values: Values) -> tuple[Quantity, Quantity, Quantity] | None:
+    out = [_quantity(column) for column in values.reshape(-1, 3).T]
+    return (out[0], out[1], out[2]) if all(q.known for q in out) else None

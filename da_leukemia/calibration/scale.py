@@ -1,0 +1,262 @@
+"""Size of a device's red cells from the cells of many photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from da_leukemia.calibration.cells import (
+    Found,
+    absorption,
+    correlation,
+    find_cells,
+    shrink,
+)
+from da_leukemia.calibration.fields import Field
+from da_leukemia.calibration.light import Mask, Values, flatten
+from da_leukemia.calibration.record import Surface
+
+COMFORTABLE, LEAST = 30.0, 20.0
+"""Pixels across a red cell to which photographs are reduced or enlarged: enough, and fast."""
+
+_WINDOW = 760
+"""Longest side that is searched at that size, in the middle; smaller cells are then plenty."""
+
+_MOST_ZOOM = 4.0
+_NEAR = 0.3
+"""Distance in log diameter from the mode within which a round cell is a red cell."""
+
+_ENOUGH_ALONE = 60
+"""Cells that touch nothing, above which those cut from their neighbours are not needed."""
+
+_NUCLEATED = 0.1
+"""Share of a cell that may look like nucleus: overlaps and inclusions of red cells."""
+
+_TRIED = 10
+"""Photographs on which the rough size is found."""
+
+
+@dataclass(frozen=True)
+class Light:
+    """A device's photographs and what is known of their light.
+
+    Attributes:
+        fields: the photographs.
+        surface: the lamp's field, None where unknown.
+        backgrounds: ``(n, 3)`` clear background of each photograph in an even light.
+        valid: of each photograph the pixels inside the dark rim.
+        weights: ``(3,)`` of the channels.
+    """
+
+    fields: Sequence[Field]
+    surface: Surface | None
+    backgrounds: Values
+    valid: Sequence[Mask]
+    weights: Values
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The red cells of a device.
+
+    Attributes:
+        found: of each photograph what was found, None where nothing stood out.
+        chosen: of each photograph which of the found cells are red cells.
+        diameter: mode of the diameters of single cells, original px.
+        aspect: width over height.
+        red: ``(3,)`` light of a red cell as a share of the background's.
+        inscribed: diameter in x by inscribed circles, original px; NaN where unknown.
+        correlated: diameter in x by autocorrelation, original px; NaN where unknown.
+        spread: robust standard deviation of the log diameter of single cells.
+        share: of the round things of a cell's order of size, those taken for red cells.
+    """
+
+    found: Sequence[Found | None]
+    chosen: Sequence[Mask]
+    diameter: float
+    aspect: float
+    red: Values
+    inscribed: float
+    correlated: float
+    spread: float
+    share: float
+
+
+def log_mode(values: Values, weights: Values, width: float = 0.09) -> float:
+    """Return the mode of positive values by a kernel density over their logarithm."""
+    logs = np.log(values)
+    grid = np.arange(logs.min() - width, logs.max() + 2 * width, width / 4)
+    density = np.exp(-0.5 * ((grid[:, None] - logs) / width) ** 2) @ weights
+    return float(np.exp(grid[int(np.argmax(density))]))
+
+
+def look(light: Light, index: int, zoom: float, **how: float | Values | None) -> Found | None:
+    """Search one photograph at a zoom."""
+    field = light.fields[index]
+    flat = flatten(field, light.surface, zoom)
+    valid = shrink(light.valid[index], *flat.shape[:2])
+    if valid.mean() < 0.05:
+        return None
+    pixel = field.size[0] / flat.shape[1]
+    top, left = (max(0, (side - _WINDOW) // 2) for side in flat.shape[:2])
+    inside = (slice(top, top + _WINDOW), slice(left, left + _WINDOW))
+    found = find_cells(
+        flat[inside],
+        valid[inside],
+        light.backgrounds[index],
+        light.weights,
+        pixel=pixel,
+        **how,  # type: ignore[arg-type]
+    )
+    return found and found.moved(left * pixel, top * pixel)
+
+
+def rough(light: Light) -> tuple[float, float] | None:
+    """Return the rough width and height of cells in original px, from autocorrelation."""
+    sizes = []
+    for index in _some(len(light.fields)):
+        field = light.fields[index]
+        zoom = min(1.0, 800 / max(field.pixels.shape[:2]))
+        flat = flatten(field, light.surface, zoom)
+        valid = shrink(light.valid[index], *flat.shape[:2])
+        if valid.mean() < 0.05:
+            continue
+        missing = absorption(flat, light.backgrounds[index], light.weights)
+        size = correlation(missing, valid)
+        if size is not None:
+            sizes.append(np.array(size) * field.size[0] / flat.shape[1])
+    if not sizes:
+        return None
+    width, height = np.median(sizes, axis=0)
+    return float(width), float(height)
+
+
+def _some(count: int) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, _TRIED)).round()})
+
+
+def _anisotropy(found: Sequence[Found], centre: float) -> float:
+    """Return width over height of the cells near a size: cells lie in all directions."""
+    ratios: list[float] = []
+    for one in found:
+        near = np.abs(np.log(one.diameter / centre)) < 0.25
+        ratios.extend((one.width / one.height)[near])
+    return float(np.exp(np.median(np.log(ratios)))) if len(ratios) >= 5 else 1.0
+
+
+def settle(light: Light) -> tuple[float, float, Values, float] | None:
+    """Find size, aspect and colour of red cells on some photographs.
+
+    Returns:
+        Width in original px, aspect, ``(3,)`` relative light of a red cell, and the width by
+        autocorrelation; None where no cells were found.
+    """
+    start = rough(light)
+    if start is None:
+        return None
+    width = start[0]
+    aspect = float(np.clip(start[0] / start[1], 0.4, 2.5))
+    if 0.87 < aspect < 1.15:
+        aspect = 1.0
+    red: Values | None = None
+    for _ in range(4):
+        found = [
+            one
+            for index in _some(len(light.fields))
+            if (
+                one := look(
+                    light,
+                    index,
+                    _zoom(light.fields[index], width),
+                    expected=_expected(light.fields[index], width),
+                    aspect=aspect,
+                    red=red,
+                )
+            )
+        ]
+        diameter = np.concatenate([one.diameter for one in found]) if found else np.zeros(0)
+        nucleus = np.concatenate([one.nucleus for one in found]) if found else np.zeros(0)
+        plain = nucleus < _NUCLEATED
+        centre = width / np.sqrt(aspect)
+        plain &= (diameter > 0.33 * centre) & (diameter < 2.2 * centre)
+        if plain.sum() < 4:
+            return None
+        mode = log_mode(diameter[plain], diameter[plain] ** 1.0)
+        before, aspect = width, _anisotropy(found, mode)
+        width = mode * np.sqrt(aspect)
+        colours = np.concatenate([one.colour for one in found])
+        near = plain & (np.abs(np.log(diameter / mode)) < 0.3)
+        settled = red is not None and abs(np.log(width / before)) < 0.08
+        red = np.median(colours[near], axis=0)
+        if settled:
+            break
+    assert red is not None  # set in the first round
+    return float(width), aspect, red, start[0]
+
+
+def find_all(light: Light, progress: Callable[[int, int], None] | None = None) -> Sizes | None:
+    """Find the red cells of all photographs; None where there are none to be found."""
+    start = settle(light)
+    if start is None:
+        return None
+    width, aspect, red, correlated = start
+    found: list[Found | None] = []
+    for index, field in enumerate(light.fields):
+        zoom = _zoom(field, width)
+        expected = _expected(field, width)
+        found.append(look(light, index, zoom, expected=expected, aspect=aspect, red=red))
+        if progress is not None:
+            progress(index + 1, len(light.fields))
+    seen = [one for one in found if one is not None]
+    if not seen:
+        return None
+    centre = width / np.sqrt(aspect)
+    diameter = np.concatenate([one.diameter for one in seen])
+    plain = np.concatenate([one.nucleus for one in seen]) < _NUCLEATED
+    order = plain & (np.abs(np.log(diameter / centre)) < 0.8)
+    if order.sum() < 3:
+        return None
+    single = np.concatenate([one.alone for one in seen])
+    if (order & single).sum() >= _ENOUGH_ALONE:
+        order &= single
+    else:
+        single[:] = False
+    mode = log_mode(diameter[order], diameter[order])
+    chosen = [
+        (np.abs(np.log(one.diameter / mode)) < _NEAR)
+        & (one.nucleus < _NUCLEATED)
+        & (one.alone | ~single.any())
+        if one is not None
+        else np.zeros(0, dtype=bool)
+        for one in found
+    ]
+    near = order & (np.abs(np.log(diameter / mode)) < _NEAR)
+    logs = np.log(diameter[order])
+    spread = 1.48 * float(np.median(np.abs(logs - np.median(logs))))
+    circles = np.concatenate([one.inscribed for one in seen])
+    circles = circles[np.abs(np.log(np.maximum(circles, 0.1) / width)) < 0.7]
+    return Sizes(
+        found=found,
+        chosen=chosen,
+        diameter=float(np.median(diameter[near])),
+        aspect=_anisotropy(seen, mode),
+        red=red,
+        inscribed=log_mode(circles, np.ones(len(circles))) if len(circles) >= 5 else np.nan,
+        correlated=correlated,
+        spread=spread,
+        share=float(near.sum() / order.sum()),
+    )
+
+
+def _zoom(field: Field, width: float) -> float:
+    """Return the zoom of a photograph's pixels at which a cell has a comfortable size."""
+    across = width / field.reduced
+    if across < LEAST:
+        return min(_MOST_ZOOM, LEAST / across)
+    return float(min(1.0, max(0.05, COMFORTABLE / across)))
+
+
+def _expected(field: Field, width: float) -> float:
+    return width / field.reduced * _zoom(field, width)
