@@ -40,6 +40,7 @@ class Domain:
     classes: list[str] | None = None  # the classes it labels; null = what its files say
     labels: str = _choice("all", "test_only")  # test_only: scored, never trained on
     patient_pattern: str | None = None  # regex with a group `patient`, over the file name
+    patch_order: str = _choice("auto", "x1y1x2y2", "x1x2y1y2")  # columns of a sparse label's patch
 
 
 @dataclass
@@ -200,6 +201,8 @@ class Job:
         for domain in domains.values():
             for key in ("root", "annotations"):
                 del domain[key]
+            if domain["patch_order"] == "auto":  # as before there was this setting
+                del domain["patch_order"]
         identity["data"]["domains"] = domains
         identity["version"] = IDENTITY_VERSION
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))

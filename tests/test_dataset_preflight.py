@@ -152,3 +152,14 @@ def test_start_weights_that_are_not_there_are_named(tmp_path):
     broken.detector.init_from = str(tmp_path / "none.ckpt")
     with pytest.raises(ConfigError, match=r"detector\.init_from: .*none\.ckpt: no such file"):
         preflight(broken)
+
+
+def test_partly_annotated_fields_are_not_trained_on_as_if_they_were_whole(tmp_path):
+    from da_leukemia.simulate import simulate
+
+    simulate(
+        tmp_path / "s", domains=["H_100X_C2"], patients=6, fields_per_patient=1, seed=0, sparse=0.2
+    )
+    sparse = experiment(tmp_path / "s", "H_100X_C2", format="sparse")
+    with pytest.raises(DataError, match="annotated in a patch only"):
+        preflight(sparse)

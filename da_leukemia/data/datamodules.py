@@ -33,6 +33,7 @@ def domain_source(data: Data, name: str) -> DomainSource:
         labels=domain.annotations,
         classes=classes,
         patient_pattern=domain.patient_pattern,
+        patch_order=domain.patch_order,
     )
 
 

@@ -52,6 +52,13 @@ def preflight(experiment: Experiment) -> None:
                     f"{experiment.data.label_space!r} in its training part; give it labels, or set "
                     f"data.domains.{name}.labels=test_only"
                 )
+            if any(f.annotated_region is not None for f in train.fields):
+                # The losses would take every unannotated cell for background.
+                problems.append(
+                    f"{name}: its training fields are annotated in a patch only, which can be "
+                    "tested on but not trained on yet; take another source, or set "
+                    f"data.domains.{name}.labels=test_only"
+                )
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
