@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
-quickstart: $(STAMP)  ## render smears, run the sweep, print the matrix (about 8 minutes on 2 cores)
+quickstart: $(STAMP)  ## render smears, run the sweep, print the matrix (under 10 minutes on 2 cores)
 	$(BIN)/da-leukemia sweep run experiments/quickstart.yaml
 
 test: $(STAMP)   ## the tests (under 8 minutes on 2 cores)
