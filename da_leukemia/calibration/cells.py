@@ -63,6 +63,8 @@ class Found:
 
 def otsu(values: NDArray[np.floating]) -> tuple[float, float]:
     """Return Otsu's threshold (IEEE Trans. SMC 9, 1979) and the share of variance between."""
+    if not len(values) or np.ptp(values) < 1e-6:
+        return 0.0, 0.0
     counts, edges = np.histogram(values, bins=256)
     middle = (edges[1:] + edges[:-1]) / 2
     weight = np.cumsum(counts) / max(1, counts.sum())
@@ -98,7 +100,8 @@ def threshold(missing: Single, valid: Mask) -> tuple[float, float]:
     """
     inside = missing[valid]
     inside = inside[:: max(1, len(inside) // 200_000)]
-    low, high = np.percentile(inside, [0.5, 97])
+    low, high, top = np.percentile(inside, [0.5, 97, 99.9])
+    high = max(high, 0.6 * top)  # in a sparse field all but the last hundredth is clear
     clipped = inside.clip(low, max(high, low + 1e-3))
     level, share = otsu(clipped)
     below = clipped[clipped < level]
@@ -206,7 +209,7 @@ def correlation(missing: Single, valid: Mask) -> tuple[float, float] | None:
     level, _ = threshold(missing, valid)
     mask = ((values > level) & valid).astype(np.float32)
     share = mask[valid].mean() if valid.any() else 0
-    if not 0.01 < share < 0.95:
+    if not 0.004 < share < 0.95:
         return None
     height, width = mask.shape
     mask = np.where(valid, mask - share, 0)

@@ -23,8 +23,8 @@ MOST_FIELDS = 50
 LONG_SIDE = 1600
 """Larger images are reduced to this, so that a folder of phone photographs fits in memory."""
 
-MOST_PIXELS = 250_000_000
-"""An image above this is refused: decoded it would take more than a gigabyte."""
+MOST_PIXELS = 170_000_000
+"""An image above this is refused: decoded it would take half a gigabyte or more."""
 
 _SMALLEST = 48
 _ORIENTATION = 0x0112
@@ -91,10 +91,7 @@ def read_field(path: Path) -> Field:
             with Image.open(path) as image:
                 width, height = image.size
                 if width * height > MOST_PIXELS:
-                    raise DataError(
-                        f"{path}: {width} x {height} pixels are more than {MOST_PIXELS // 10**6} "
-                        "million; cut it into fields of view first"
-                    )
+                    raise Image.DecompressionBombError
                 if min(width, height) < _SMALLEST:
                     raise DataError(f"{path}: {width} x {height} pixels show no field of view")
                 turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
@@ -102,7 +99,11 @@ def read_field(path: Path) -> Field:
                 rgb, grey = _to_rgb(image)
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path}: more than {MOST_PIXELS // 10**6} million pixels; cut it into fields of view"
+        ) from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); remove it") from error
     factor = max(width, height) / LONG_SIDE
     if factor > 1:

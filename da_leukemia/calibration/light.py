@@ -21,6 +21,9 @@ GRID = 20
 _CLEAR_SHARE = 85
 """Percentile of a tile that is background wherever a sixth of the tile is."""
 
+_BLACK = 12
+"""Grey level that the background of a photograph exceeds."""
+
 _DARK = 0.22
 """Share of the lamp's level below which a tile may belong to the rim."""
 
@@ -77,7 +80,7 @@ def dark_rim(levels: Values) -> Mask:
     numbered, count = label(dark)
     border = np.concatenate([numbered[0], numbered[-1], numbered[:, 0], numbered[:, -1]])
     touching = np.isin(numbered, np.setdiff1d(border, [0])) if count else dark
-    return touching if touching.sum() >= 3 else np.zeros_like(dark)
+    return touching if 3 <= touching.sum() < 0.8 * dark.size else np.zeros_like(dark)
 
 
 def rim_of(pixels: Pixels, likely: bool) -> Mask:
@@ -140,6 +143,8 @@ def fit_light(
     """
     count = len(levels)
     use = ~rim.ravel()
+    if use.sum() < GRID or float(levels.max()) < _BLACK:
+        return None
     y, x = (v.ravel()[use] for v in np.meshgrid(centres(GRID), centres(GRID), indexing="ij"))
     data = np.log(np.maximum(levels.reshape(count, -1, 3)[:, use], 1.0))
     grey = data.mean(axis=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,15 @@ class Light:
     backgrounds: Values
     valid: Sequence[Mask]
     weights: Values
+
+    def part(self, rows: Sequence[int]) -> Light:
+        """Return some of the photographs."""
+        return replace(
+            self,
+            fields=[self.fields[row] for row in rows],
+            backgrounds=self.backgrounds[list(rows)],
+            valid=[self.valid[row] for row in rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ def settle(light: Light) -> tuple[float, float, Values, float] | None:
     if 0.87 < aspect < 1.15:
         aspect = 1.0
     red: Values | None = None
-    for _ in range(4):
+    for _ in range(6):
         found = [
             one
             for index in _some(len(light.fields))
@@ -184,11 +193,14 @@ def settle(light: Light) -> tuple[float, float, Values, float] | None:
         if plain.sum() < 4:
             return None
         mode = log_mode(diameter[plain], diameter[plain] ** 1.0)
-        before, aspect = width, _anisotropy(found, mode)
+        before, shape = width, aspect
+        # Cells were chosen as round in the last aspect, which holds the new one back.
+        aspect = float(np.clip(shape * (_anisotropy(found, mode) / shape) ** 1.7, 0.3, 3.0))
         width = mode * np.sqrt(aspect)
         colours = np.concatenate([one.colour for one in found])
         near = plain & (np.abs(np.log(diameter / mode)) < 0.3)
         settled = red is not None and abs(np.log(width / before)) < 0.08
+        settled &= abs(np.log(aspect / shape)) < 0.02
         red = np.median(colours[near], axis=0)
         if settled:
             break

@@ -6,17 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from da_leukemia.calibration.scale import Light, Sizes
+from da_leukemia.calibration.scale import Light, Sizes, find_all
 
-_FEWEST_CELLS = 25
+_FEWEST_CELLS, _FEWEST_PER_IMAGE = 15, 0.5
 _WIDEST = 0.24
 """Largest spread of log diameter among red cells: discs of one kind stay near 0.1."""
 
-_METHOD = 0.045
+_METHOD = 0.055
 """Relative error that stays with many cells (docs/calibration.md)."""
 
 _INSCRIBED = 0.91
 """Largest inscribed circle over diameter of red cells as they are, not quite round."""
+
+_BETWEEN = 0.06
+"""Relative standard deviation of red cells' size from film to film of one device."""
+
+_MIXED = 0.2
+"""Share of images of another size above which there is no one size of the folder."""
 
 _PART = 0.4
 """Most of an image's shorter side that a red cell may take."""
@@ -67,22 +73,22 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
         return _unknown("no round single cells were found")
     diameters = np.concatenate(each)
     cells, fields = len(diameters), len(light.fields)
-    if cells < _FEWEST_CELLS:
+    if cells < max(_FEWEST_CELLS, _FEWEST_PER_IMAGE * fields):
         return _unknown(f"only {cells} round single cells in {fields} images", cells)
     central = float(np.concatenate(middle).mean())
     if central > 0.3 and cells < 2.5 * fields:
         return _unknown(f"{central:.0%} lie in the middle of their image: single-cell crops", cells)
     diameter = float(np.median(diameters))
     shortest = min(min(field.size) for field in light.fields)
-    if diameter > _PART * shortest:
+    if diameter > _PART * shortest or (diameter > 0.25 * shortest and cells < fields):
         return _unknown(f"one cell fills the image ({diameter:.0f} of {shortest} px)", cells)
     spread = sizes.spread
     if spread > _WIDEST:
         return _unknown(f"round things of all sizes (spread {spread:.0%}), no red cells", cells)
     if sizes.share < 0.35:
         return _unknown(f"only {sizes.share:.0%} of the round things are of about one size", cells)
-    notes = []
-    error = np.hypot(_METHOD, 1.25 * spread / np.sqrt(cells))
+    error = float(np.hypot(_METHOD, 1.25 * spread / np.sqrt(cells)))
+    error = float(np.hypot(error, _BETWEEN / np.sqrt(len(each))))
     cross = sizes.inscribed / _INSCRIBED / np.sqrt(sizes.aspect)
     apart = abs(np.log(cross / diameter)) if np.isfinite(cross) else 0.3
     if apart > 0.35:
@@ -96,11 +102,14 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
         off = float((np.abs(logs - np.log(diameter)) > 0.22).mean())
         if off > 0.25:
             low, high = np.percentile(of_field, [10, 90])
-            notes.append(
-                f"images disagree on the size of red cells ({low:.0f}-{high:.0f} px): "
-                "more than one device or objective in the folder?"
+            return _unknown(
+                f"images disagree on their size ({low:.0f}-{high:.0f} px): "
+                "more than one device or objective in the folder?",
+                cells,
             )
-            error = float(np.hypot(error, 0.5 * np.ptp(np.log([low, high]))))
+    notes, mixed = _others(light, sizes, diameter)
+    if mixed:
+        return _unknown(notes[0], cells)
     ratios = np.log(np.concatenate(ratio))
     wobble = 1.25 * 1.48 * float(np.median(np.abs(ratios - np.median(ratios))))
     return Verdict(
@@ -108,7 +117,33 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
         diameter,
         error,
         float(np.exp(np.median(ratios))),
-        float(np.hypot(0.015, wobble / np.sqrt(cells))),
+        float(np.hypot(0.02, wobble / np.sqrt(cells))),
         cells,
-        tuple(notes),
+        notes,
     )
+
+
+def _others(light: Light, sizes: Sizes, diameter: float) -> tuple[tuple[str, ...], bool]:
+    """Look for another device among the images that show no red cell of the common size.
+
+    Returns:
+        What to say of them, and whether they are too many for one size to hold.
+    """
+    rest = [
+        index
+        for index, (found, mine) in enumerate(zip(sizes.found, sizes.chosen, strict=True))
+        if found is not None and not mine.any() and found.foreground > 0.01
+    ]
+    if len(rest) < max(3, 0.1 * len(light.fields)):
+        return (), False
+    part = light.part(rest)
+    others = find_all(part)
+    if others is None or sum(int(mine.sum()) for mine in others.chosen) < _FEWEST_CELLS:
+        return (), False
+    if abs(np.log(others.diameter / diameter)) < 0.25:
+        return (), False
+    text = (
+        f"{len(rest)} images show round cells of {others.diameter:.0f} px, the others of "
+        f"{diameter:.0f} px: more than one device or objective in the folder?"
+    )
+    return (text,), len(rest) > _MIXED * len(light.fields)

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from da_leukemia.calibration import Calibration, load, save
+from da_leukemia.calibration.evidence import as_fields, photographs, true_diameter, vignetted
+from da_leukemia.calibration.fields import read_field
+from da_leukemia.calibration.measure import calibrate, calibrate_folder
+from da_leukemia.calibration.text import table
+from da_leukemia.cli import main
+from da_leukemia.errors import DataError
+
+FIELDS = 4
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return list(photographs("H_100X_C2", (4, 5, 6), FIELDS))
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return true_diameter(0, (4, 5, 6))
+
+
+@pytest.fixture(scope="module")
+def folder(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("device")
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(out / f"{number}.png")
+    return out
+
+
+def smear(diameter, *, seed, size=400, count=40):
+    """Draw flat discs on a clear field: red cells without anything else."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] + 0.5
+    light = np.ones((size, size))
+    placed = []
+    for _ in range(count * 20):
+        cx, cy = rng.uniform(0, size, 2)
+        if all(np.hypot(cx - a, cy - b) > 1.15 * diameter for a, b in placed):
+            placed.append((cx, cy))
+            light -= 0.4 * np.clip(diameter / 2 - np.hypot(x - cx, y - cy) + 0.5, 0, 1)
+        if len(placed) == count:
+            break
+    noisy = light[..., None] * [200.0, 180.0, 190.0] + rng.normal(0, 1, (size, size, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def found(pictures):
+    return calibrate(as_fields(pictures)).calibration
+
+
+def test_the_size_and_the_squeeze_of_red_cells_are_found(found, truth):
+    red = found.red_cell_px
+    assert red.width == pytest.approx(0.8 * truth, rel=0.08)
+    assert red.height == pytest.approx(640 / 448 * truth, rel=0.08)
+    assert red.low < np.sqrt(0.8 * 640 / 448) * truth < red.high
+    assert found.aspect.value == pytest.approx(0.56, rel=0.1)
+    assert found.px_per_um_x.value == pytest.approx(red.width / 7.5)
+    assert found.valid is None
+
+
+def test_a_vignette_is_measured_and_does_not_change_the_size(pictures, truth):
+    dark = [vignetted(picture, 0.6) for picture in pictures]
+    found = calibrate(as_fields(dark)).calibration
+    assert found.red_cell_px.width == pytest.approx(0.8 * truth, rel=0.08)
+    assert 0.4 < found.illumination_fall.value < 0.75
+
+
+@pytest.mark.parametrize("diameter", [8, 24, 60])
+def test_discs_of_known_size_are_measured(diameter):
+    made = [smear(diameter, seed=seed, count=30) for seed in range(8)]
+    red = calibrate(as_fields(made)).calibration.red_cell_px
+    assert red.width == pytest.approx(diameter, rel=0.05)
+    assert red.height == pytest.approx(diameter, rel=0.05)
+
+
+def test_background_and_stain_are_the_colours_that_were_drawn():
+    found = calibrate(as_fields([smear(24, seed=s) for s in range(6)])).calibration
+    assert [q.value for q in found.background] == pytest.approx([200, 180, 190], abs=3)
+    assert [q.value for q in found.red_cell_colour] == pytest.approx([120, 108, 114], abs=4)
+    assert found.nucleus_colour is None
+    assert found.noise.value == pytest.approx(1.04, abs=0.15)
+
+
+def test_a_dark_rim_is_left_out():
+    y, x = np.mgrid[:400, :400]
+    lit = np.hypot(x - 200, y - 200) < 170
+    made = [np.where(lit[..., None], smear(20, seed=s, count=90), 4).astype(np.uint8)
+            for s in range(6)]  # fmt: skip
+    found = calibrate(as_fields(made)).calibration
+    assert found.valid == pytest.approx((0.5, 0.5, 0.425, 0.425), abs=0.03)
+    assert found.red_cell_px.width == pytest.approx(20, rel=0.08)
+
+
+NOTHING = {
+    "blank": np.full((120, 120, 3), 200, np.uint8),
+    "black": np.zeros((120, 120, 3), np.uint8),
+    "noise": np.random.default_rng(0).integers(0, 255, (120, 120, 3)).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(NOTHING))
+def test_images_without_red_cells_are_unknown(kind):
+    found = calibrate(as_fields([NOTHING[kind]] * 4)).calibration
+    assert found.red_cell_px is None
+    assert any("red cells: unknown" in note for note in found.notes)
+    assert found.to_dict()["px_per_um_x"] is None
+
+
+def test_single_cell_crops_are_unknown():
+    def crop(seed):
+        rng = np.random.default_rng(seed)
+        y, x = np.mgrid[:120, :120]
+        away = np.hypot(x - 60 - rng.normal(), y - 60 - rng.normal())
+        light = 200 - 60 * (away < 48) - 80 * (away < 34)
+        return np.repeat(light[..., None], 3, axis=2).astype(np.uint8)
+
+    assert calibrate(as_fields([crop(s) for s in range(30)])).calibration.red_cell_px is None
+
+
+def test_two_devices_in_a_folder_are_told_apart():
+    made = [smear(d, seed=s, count=30) for s in range(4) for d in (14, 50)]
+    found = calibrate(as_fields(made)).calibration
+    assert found.red_cell_px is None
+    assert any("more than one device" in note for note in found.notes)
+
+
+def test_a_calibration_survives_its_file(found, tmp_path):
+    save(found, tmp_path / "device.json")
+    assert load(tmp_path / "device.json") == found
+    nothing = Calibration(fields=1, size=(4, 3))
+    assert Calibration.from_dict(json.loads(json.dumps(nothing.to_dict()))) == nothing
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 9}', '{"format": 1}'])
+def test_a_file_that_is_no_calibration_is_named(text, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"bad\.json"):
+        load(path)
+
+
+def test_the_command_prints_stores_and_draws(folder, tmp_path, capsys):
+    out, picture = tmp_path / "a" / "device.json", tmp_path / "a" / "device.png"
+    assert main(["calibrate", str(folder), "--json", "--out", str(out),
+                 "--picture", str(picture)]) == 0  # fmt: skip
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["red_cell_px"]) == {"width", "height", "low", "high"}
+    assert json.loads(out.read_text()) == printed
+    assert Image.open(picture).width > 500
+    assert "px/um" in table(load(out))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty"])
+def test_a_folder_without_images_is_refused(kind, tmp_path, capsys):
+    path = tmp_path / "missing" if kind == "missing" else tmp_path
+    assert main(["calibrate", str(path)]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_an_unreadable_image_is_named_and_the_rest_measured(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    found = calibrate_folder(tmp_path).calibration
+    assert found.red_cell_px is not None
+    assert any("broken.png" in note for note in found.notes)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        calibrate_folder(tmp_path / "alone")
+
+
+def test_every_kind_of_image_is_read(tmp_path):
+    flat = smear(20, seed=0, size=100, count=8)
+    grey16 = (flat[..., 1].astype(np.uint16) << 8) + 77
+    Image.fromarray(grey16).save(tmp_path / "deep.png")
+    Image.fromarray(flat).convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(flat).convert("RGBA").save(tmp_path / "alpha.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(flat[:60]).save(tmp_path / "turned.jpg", exif=turned)
+    deep, grey = read_field(tmp_path / "deep.png"), read_field(tmp_path / "grey.png")
+    assert (deep.pixels[..., 0] == flat[..., 1]).all()
+    assert deep.grey
+    assert grey.grey
+    assert (read_field(tmp_path / "alpha.png").pixels == flat).all()
+    sideways = read_field(tmp_path / "turned.jpg")
+    assert sideways.turned
+    assert sideways.size == (100, 60)
+
+
+def test_a_hundred_megapixels_are_reduced_and_more_than_170_refused(tmp_path):
+    Image.new("L", (10000, 10000), 200).save(tmp_path / "large.png")
+    large = read_field(tmp_path / "large.png")
+    assert large.pixels.shape == (1600, 1600, 3)
+    assert large.reduced == 6.25
+    Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
+    with pytest.raises(DataError, match=r"huge\.png.*million"):
+        read_field(tmp_path / "huge.png")
+    Image.new("L", (20, 20)).save(tmp_path / "tiny.png")
+    with pytest.raises(DataError, match=r"tiny\.png"):
+        read_field(tmp_path / "tiny.png")
+
+
+def test_torch_is_not_imported():
+    code = (
+        "import sys, da_leukemia.calibration.measure, da_leukemia.calibration.picture; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif("DA_LEUKEMIA_SMEARS" not in os.environ, reason="needs the real test pack")
+@pytest.mark.parametrize("name", ["bccd", "pbc", "aslan"])
+def test_labelled_red_cells_are_within_a_tenth(name):
+    from da_leukemia.calibration.evidence import labelled
+
+    folder = Path(os.environ["DA_LEUKEMIA_SMEARS"]) / name
+    red = calibrate_folder(folder / "images").calibration.red_cell_px
+    assert red.diameter == pytest.approx(labelled(folder)[2], rel=0.1)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from da_leukemia.calibration import (
+    Calibration,
+    Quantity,
+    boxes_back,
+    flat_field,
+    scale_factors,
+    scale_to,
+    white_point,
+)
+from da_leukemia.calibration.light import render
+from da_leukemia.calibration.record import Surface
+
+UNKNOWN = Calibration(fields=10, size=(64, 48))
+
+
+def known(x=8.0, y=8.0):
+    surface = Surface(((0, 0), (2, 0), (0, 2)), ((0.0, -0.3, -0.2),) * 3)
+    return Calibration(
+        fields=10,
+        size=(64, 48),
+        px_per_um_x=Quantity(x, x, x),
+        px_per_um_y=Quantity(y, y, y),
+        illumination=surface,
+        background=(Quantity(200, 198, 202), Quantity(180, 178, 182), Quantity(160, 158, 162)),
+    )
+
+
+def test_what_is_unknown_leaves_the_image_alone():
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    boxes = np.array([[1.5, 2, 30, 40]])
+    assert flat_field(image, UNKNOWN) is image
+    assert white_point(image, UNKNOWN) is image
+    same, there = scale_to(image, boxes, UNKNOWN, 6.0)
+    assert same is image
+    assert (there == boxes).all()
+
+
+@pytest.mark.parametrize("size", [(48, 64), (480, 640)])
+def test_a_flat_field_evens_the_lamp_at_any_size(size):
+    calibration = known()
+    image = (180 * render(calibration.illumination, *size) + 0.5).astype(np.uint8)
+    assert np.ptp(image) > 50
+    assert np.abs(flat_field(image, calibration).astype(int) - 180).max() <= 1
+
+
+def test_the_clear_background_turns_white_and_neutral():
+    image = np.broadcast_to(np.array([200, 180, 160], np.uint8), (8, 8, 3))
+    assert (white_point(image, known()) == 230).all()
+
+
+def test_corrections_do_not_depend_on_what_a_field_shows():
+    rng = np.random.default_rng(1)
+    image = rng.integers(60, 200, (48, 64, 3)).astype(np.uint8)
+    other = image.copy()
+    other[:, 32:] = 0
+    for correct in (flat_field, white_point):
+        left = correct(image, known())[:, :32]
+        assert (left == correct(other, known())[:, :32]).all()
+
+
+def test_a_squeezed_device_is_unsqueezed():
+    image = np.zeros((64, 64, 3), np.uint8)
+    out, boxes = scale_to(image, np.array([[8.0, 8, 16, 24]]), known(x=4.0, y=8.0), 8.0)
+    assert out.shape == (64, 128, 3)
+    assert boxes.tolist() == [[16, 8, 32, 24]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(8, 200),
+    height=st.integers(8, 200),
+    x=st.floats(1, 20),
+    y=st.floats(1, 20),
+    to=st.floats(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_boxes_go_there_and_back_exactly(width, height, x, y, to, seed):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, [width, height], (5, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, 9, (5, 2))], axis=1)
+    calibration = known(x, y)
+    image = np.zeros((height, width, 3), np.uint8)
+    out, there = scale_to(image, boxes, calibration, to)
+    factors = scale_factors(calibration, to, (width, height))
+    assert out.shape[:2] == (round(height * factors[1]), round(width * factors[0]))
+    frame = np.array([[0.0, 0, width, height]])
+    edge = scale_to(image, frame, calibration, to)[1][0, 2:]
+    assert edge == pytest.approx(out.shape[1::-1], rel=1e-12)
+    back = boxes_back(there, calibration, to, (width, height))
+    assert back == pytest.approx(boxes, rel=1e-12, abs=1e-9)
+
+
+def test_no_boxes_stay_no_boxes():
+    _, boxes = scale_to(np.zeros((8, 8, 3), np.uint8), np.zeros((0, 4)), known(), 4.0)
+    assert boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_scale_that_is_none_is_refused(scale):
+    with pytest.raises(ValueError, match="positive"):
+        scale_factors(known(), scale, (64, 48))
