@@ -41,7 +41,7 @@ def errors(report):
 def test_a_clean_folder_is_described_and_ready(tmp_path):
     report = check(put_coco(tmp_path / "phone"))
     (domain,) = report.domains
-    assert (report.format, report.exit_code, domain.findings) == ("coco", 0, ())
+    assert (domain.format, report.exit_code, domain.findings) == ("coco", 0, ())
     assert (domain.domain, domain.images, domain.fields, domain.patients) == ("phone", 3, 3, 3)
     assert domain.boxes == {"monocyte": 3}
     assert domain.labelled_classes == ("monocyte",)
@@ -51,8 +51,13 @@ def test_a_clean_folder_is_described_and_ready(tmp_path):
     assert domain.mean_colour == (200.0, 100.0, 20.0)
     assert domain.sharpness == (0.0,) * 5
     text = render(report)
-    for shown in ("phone: 3 images, 3 fields, 3 patients", "monocyte 3", "abundant 3", "ready"):
+    head = "phone: 3 images, 3 fields, 3 patients (format coco)"
+    end = "0 kinds of error, 0 kinds of warning: ready"
+    for shown in (head, "monocyte 3", "abundant 3", end):
         assert shown in text
+    alone = render(check(put_coco(tmp_path / "one", patients="a", width=65)))
+    assert "one: 1 image, 1 field, 1 patient (" in alone
+    assert "1 kind of error, 0 kinds" in alone
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["exit_code"] == 0
 
 
@@ -109,7 +114,7 @@ def test_the_layout_of_leukemiaattri_is_recognised_and_its_leak_told(tmp_path):
         content = {"images": [entry], "annotations": [], "categories": []}
         (labels / f"{split}.json").write_text(json.dumps(content))
     report = check(tmp_path)
-    assert report.format == "leukemiaattri"
+    assert {d.format for d in report.domains} == {"leukemiaattri"}
     assert [d.diagnoses for d in report.domains] == [{"ALL": 1}, {"ALL": 1}]
     assert [f.kind for f in report.findings] == ["patient_leak"]
     assert "train in H_100X_C2; test in L_40X_C1" in render(report)
@@ -161,12 +166,101 @@ def test_checking_data_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_folders_of_another_format_are_not_passed_over_in_silence(tmp_path):
-    put_coco(tmp_path / "a")
-    other = tmp_path / "b" / "Annotations"
-    other.mkdir(parents=True)
-    (other / "1.xml").write_text("<annotation></annotation>")
+def put_images(folder: Path, count=2):
+    folder.mkdir(parents=True)
+    for n in range(count):
+        Image.new("RGB", (64, 48), (n, 1, sum(folder.name.encode()) % 250)).save(
+            folder / f"{n}.png"
+        )
+
+
+def put_yolo(root: Path, names="names: [WBC]"):
+    put_images(root / "images")
+    (root / "labels").mkdir()
+    for n in range(2):
+        (root / f"labels/{n}.txt").write_text("0 .5 .5 .2 .2\n")
+    if names:
+        (root / "data.yaml").write_text(names)
+
+
+def test_each_device_is_checked_in_its_own_format_and_none_is_passed_over(tmp_path):
+    put_coco(tmp_path / "lab_photos")
+    put_yolo(tmp_path / "phone_photos")
+    put_images(tmp_path / "bare" / "slide 1")
+    (tmp_path / "lab_photos/annotations.json").rename(tmp_path / "lab_photos/instances.json")
+    (tmp_path / "notes").mkdir()
+    report = check(tmp_path, space=WBC)
+    found = {d.domain: (d.format, d.images, sum(d.boxes.values())) for d in report.domains}
+    assert found == {
+        "bare": ("images", 2, 0),
+        "lab_photos": ("coco", 3, 3),
+        "phone_photos": ("yolo", 2, 2),
+    }
+    assert report.exit_code == 0
+    (finding,) = [f for f in report.all_findings if f.kind == "no_labels"]
+    assert finding.severity == "warning"
+    assert "bare: 2 images and no label file such as annotations.json" in finding.examples[0]
+    assert [d.domain for d in check(tmp_path, "coco").domains] == ["lab_photos"]
+
+
+def test_labels_without_class_names_are_not_taken_for_no_labels(tmp_path):
+    put_coco(tmp_path / "lab")
+    put_yolo(tmp_path / "phone", names="")
     report = check(tmp_path)
-    (finding,) = [f for f in report.findings if f.kind == "other_format"]
-    assert finding.examples == ("--format voc: b",)
-    assert not check(tmp_path, "coco").findings
+    (finding,) = [f for f in report.all_findings if f.kind == "unreadable_label_file"]
+    assert "write classes.txt" in finding.examples[0]
+
+
+def test_a_folder_that_holds_its_own_labels_is_one_device(tmp_path):
+    put_coco(tmp_path / "lab")
+    put_images(tmp_path / "lab" / "previews")
+    (domain,) = check(tmp_path / "lab").domains
+    assert (domain.domain, domain.format, domain.images) == ("lab", "coco", 3)
+    # A photograph beside the devices does not make one device of them.
+    put_coco(tmp_path / "phone")
+    Image.new("RGB", (9, 9)).save(tmp_path / "microscope.jpg")
+    assert [d.domain for d in check(tmp_path).domains] == ["lab", "phone"]
+
+
+def test_m5_is_six_devices_and_no_folder_of_images(tmp_path):
+    put_images(tmp_path / "Images" / "LCM" / "400x")
+    (domain,) = check(tmp_path).domains
+    assert (domain.domain, domain.format, domain.images) == ("LCM_400x", "m5", 2)
+
+
+def test_several_label_files_are_asked_about_as_in_a_sweep(tmp_path):
+    put_coco(tmp_path / "lab")
+    label_file = tmp_path / "lab/annotations.json"
+    for name in ("train.json", "val.json"):
+        (tmp_path / "lab" / name).write_text(label_file.read_text())
+    label_file.unlink()
+    report = check(tmp_path)
+    assert errors(report) == {"unreadable_label_file"}
+    assert "several label files (train.json, val.json)" in render(report)
+
+
+def test_every_fault_of_a_label_file_is_listed_at_once(tmp_path):
+    label_file = put_coco(tmp_path / "lab", patients="abcdef") / "annotations.json"
+    content = json.loads(label_file.read_text())
+    rows = content["annotations"]
+    rows[0]["wbc_type"] = "monocite"
+    rows[1]["bbox"] = [1, 2, "three", 4]
+    rows[2]["image_id"] = 99
+    del rows[3]["wbc_type"]
+    rows[3]["category_id"] = 7
+    rows[4]["bbox"] = [1, 2, float("nan"), 4]
+    label_file.write_text(json.dumps(content))
+    report = check(tmp_path)
+    assert report.exit_code == 1
+    assert report.domains[0].images == 6
+    text = render(report)
+    for shown in (
+        "annotation 1: unknown class 'monocite'; did you mean 'monocyte'?",
+        "annotation 2: bbox [1, 2, 'three', 4] is not four pixel numbers",
+        "annotation 3: image_id 99",
+        "annotation 4: category_id 7 has no name",
+        "annotation 5: bbox [1, 2, nan, 4]",
+    ):
+        assert f"annotations.json: {shown}" in text
+    assert "ERROR unreadable_record (2)" in text
+    assert "4 kinds of error" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -137,10 +138,43 @@ def test_an_attribute_graded_on_another_scale_is_missing_as_a_whole(tmp_path):
     ],
 )
 def test_a_class_nobody_knows_is_named_with_its_annotation(tmp_path, extra, categories, message):
-    label_file = put(tmp_path, [image()], [box(**extra)], categories)
-    with pytest.raises(DataError, match=message) as e:
-        read(tmp_path)
-    assert str(label_file) in str(e.value)
+    put(tmp_path, [image(patient=1)], [box(**extra), box(place=(1, 1, 9, 9), **extra)], categories)
+    (finding,) = (f for f in read(tmp_path).findings if f.severity == "error")
+    assert finding.count == 2
+    assert re.match(rf"annotations\.json: {message}", finding.examples[0])
+
+
+def test_every_unknown_name_has_its_example_however_often_it_comes(tmp_path):
+    rows = [box(place=(n, 1, 9, 9), wbc_type=f"cell {n // 7}") for n in range(21)]
+    put(tmp_path, [image(patient=1)], [*rows, box(wbc_type="monocyte")])
+    index = read(tmp_path, WBC5)
+    assert index.fields[0].labels.tolist() == [-1] * 21 + [2]
+    finding = index.findings[0]
+    assert (finding.kind, finding.severity, finding.count) == ("unknown_class_name", "error", 21)
+    assert [e.split(";")[0] for e in finding.examples] == [
+        f"annotations.json: annotation {7 * n + 1}: unknown class 'cell {n}'" for n in range(3)
+    ]
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+    rows = [
+        box(),
+        box(9),
+        box(place=(1, 1, 5, 5), wbc_type="monocite"),
+        box(image_id=7),
+        box(place=(1, 2, "x", 4)),
+        {"image_id": 1, "bbox": [1, 2, 3, 4]},
+    ]
+    put(tmp_path, [image(patient=1)], rows)
+    index = read(tmp_path)
+    assert index.fields[0].labels.tolist() == [0, -1]
+    assert kinds(index) == {
+        "unreadable_record": 1,
+        "annotation_without_image": 1,
+        "unknown_class_id": 2,
+        "unknown_class_name": 1,
+    }
+    assert {f.severity for f in index.findings} == {"error"}
 
 
 def test_an_unknown_category_that_no_box_uses_does_no_harm(tmp_path):
@@ -183,17 +217,23 @@ def test_crowds_are_of_unknown_type(tmp_path):
 
 def test_missing_and_unlisted_images_are_reported(tmp_path):
     put(tmp_path, [image(1), image(2)], [])
-    (tmp_path / "images/1.png").rename(tmp_path / "images/other.png")
+    (tmp_path / "images/1.png").rename(tmp_path / "images/Other.png")
     index = read(tmp_path)
     assert len(index) == 1
     assert kinds(index)["missing_image"] == 1
-    assert kinds(index)["image_not_in_labels"] == 1
+    (finding,) = (f for f in index.findings if f.kind == "image_not_in_labels")
+    assert finding.examples == ("images/Other.png",)
 
 
 def test_the_label_file_is_found_or_asked_for(tmp_path):
+    tmp_path = tmp_path / "phone"
     put(tmp_path, [image(patient=1)], [box()], name="annotations/instances.json")
     assert len(read(tmp_path)) == 1
+    assert list_domains(tmp_path, "coco") == [tmp_path.name]
     (tmp_path / "second.json").write_text("{}")
+    assert len(read(tmp_path)) == 1
+    put(tmp_path, [image(2)], [], name="second.json")
+    assert list_domains(tmp_path.parent, "coco") == [tmp_path.name]
     with pytest.raises(DataError, match=r"several label files.*data\.domains\.phone\.annotations"):
         read(tmp_path)
     assert len(read(tmp_path, labels="annotations/instances.json")) == 1
@@ -212,7 +252,7 @@ def test_domains_are_folders_with_a_label_file(tmp_path):
     assert list_domains(tmp_path, "coco") == ["a", "b"]
     assert list_domains(tmp_path / "a", "coco") == ["a"]
     assert detect_format(tmp_path) == "coco"
-    assert detect_format(tmp_path / "a" / "images") is None
+    assert detect_format(tmp_path / "a" / "images") == "images"
     assert len(read_domain(DomainSource("a", tmp_path), "coco", WBC)) == 1
 
 

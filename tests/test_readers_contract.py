@@ -20,8 +20,13 @@ from da_leukemia.labels import UNKNOWN, LabelSpace, translate
 EXPECTED_NOTES = {"no_patient", "patient_is_field", "patch_order", "class_by_id"}
 
 
-@pytest.fixture(params=SAMPLES)
+@pytest.fixture(params=(*SAMPLES, "images"))
 def sample(request, tmp_path):
+    return make(request.param, tmp_path / "data")
+
+
+@pytest.fixture(params=SAMPLES)
+def labelled(request, tmp_path):
     return make(request.param, tmp_path / "data")
 
 
@@ -83,27 +88,29 @@ def same(a: FieldIndex, b: FieldIndex) -> bool:
 def test_a_clean_data_set_is_read_exactly(sample):
     index = sample.read()
     keep_the_contract(index, sample.domain, sample.space)
-    names = STAGES if sample.fmt == "m5" else NAMES
+    names = {"m5": STAGES, "images": ()}.get(sample.fmt, NAMES)
     assert [f.image for f in index] == list(sample.images)
     assert tuple(f.patient for f in index) == sample.patients
     for f in index:
         assert (f.width, f.height) == SIZE
-        np.testing.assert_allclose(f.boxes, BOXES, atol=1e-4)
+        np.testing.assert_allclose(f.boxes, np.reshape(BOXES, (-1, 4))[: len(names)], atol=1e-4)
         assert f.labels.tolist() == [translate(n, sample.space) for n in names]
         if sample.fmt in ("coco", "leukemiaattri", "sparse"):
             assert f.attributes.tolist() == [list(CODES)] * 3
-    assert {f.kind for f in index.findings} <= EXPECTED_NOTES
+        assert bool(f.labelled_classes) == bool(names)
+    unlabelled = {"no_labels"} if sample.fmt == "images" else set()
+    assert unlabelled <= {f.kind for f in index.findings} <= EXPECTED_NOTES | unlabelled
 
 
 def test_reading_twice_gives_the_same_in_the_same_order(sample):
     assert same(sample.read(), sample.read())
 
 
-def test_a_missing_image_is_counted_and_its_field_left_out(sample):
-    sample.images[1].unlink()
-    index = sample.read()
-    keep_the_contract(index, sample.domain, sample.space)
-    assert [f.image for f in index] == [sample.images[0], sample.images[2]]
+def test_a_missing_image_is_counted_and_its_field_left_out(labelled):
+    labelled.images[1].unlink()
+    index = labelled.read()
+    keep_the_contract(index, labelled.domain, labelled.space)
+    assert [f.image for f in index] == [labelled.images[0], labelled.images[2]]
     assert {f.kind: f.count for f in index.findings}["missing_image"] == 1
 
 
@@ -119,12 +126,12 @@ def test_a_broken_image_is_counted_or_read_by_its_header(sample, content):
     assert len(index) + counted == 3
 
 
-def test_the_setting_classes_decides_what_is_labelled(sample):
-    name = (STAGES if sample.fmt == "m5" else NAMES)[0]
-    sample.settings["classes"] = (name,)
-    index = sample.read()
-    keep_the_contract(index, sample.domain, sample.space)
-    wanted = translate(name, sample.space)
+def test_the_setting_classes_decides_what_is_labelled(labelled):
+    name = (STAGES if labelled.fmt == "m5" else NAMES)[0]
+    labelled.settings["classes"] = (name,)
+    index = labelled.read()
+    keep_the_contract(index, labelled.domain, labelled.space)
+    wanted = translate(name, labelled.space)
     assert all(f.labelled_classes == (wanted,) for f in index)
 
 
@@ -135,7 +142,7 @@ def test_the_format_and_its_domains_are_recognised(sample):
 
 
 def test_every_reader_is_asked_and_every_reader_is_a_setting():
-    assert {s.split("_")[0] for s in SAMPLES} == set(READERS)
+    assert {s.split("_")[0] for s in SAMPLES} | {"images"} == set(READERS)
     choices = next(f for f in Domain.__dataclass_fields__.values() if f.name == "format").metadata
     assert set(typing.cast(dict, choices)["choices"]) == set(READERS)
 

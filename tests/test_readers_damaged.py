@@ -130,12 +130,6 @@ def test_byte_order_marks_and_foreign_line_ends_are_read(layouts, name):
     ("content", "message"),
     [
         (JSON[: len(JSON) // 2], r"line \d+, column \d+: .*ends too early"),
-        (JSON.replace(b"2.5", b"NaN", 1), r"line 29, column 5: the number NaN is not finite"),
-        (JSON.replace(b"2.5", b"1e999", 1), r"line 29, column 5: the number 1e999 is not finite"),
-        (
-            JSON.replace(b"2.5", b"7e9", 1),
-            r"line 29, column 5: annotation 1: the number 7e\+09 is no pixel",
-        ),
         (JSON.replace(b"ALL", b"\xff\xfe", 1), r"line 5, column \d+: not UTF-8"),
         (JSON.decode().encode("utf-16"), "UTF-16; save it as UTF-8"),
         (b"[]", "expected a JSON object"),
@@ -152,15 +146,36 @@ def test_the_message_says_where_and_what_to_do(layouts, content, message):
         assert str(layouts[name][0]) in str(e.value)
 
 
-def test_a_text_row_with_nan_is_refused_by_line_and_column(layouts):
-    with pytest.raises(DataError, match="line 2, column 3: nan"):
-        read_bytes(layouts, "text", b"1 .5 .5 .1 .1\n1 nan .5 .1 .1\n")
+@pytest.mark.parametrize("name", ["coco", "json", "text"])
+@pytest.mark.parametrize("odd", ["NaN", "1e999", "7e9"])
+def test_a_number_that_is_no_pixel_costs_its_record_only_and_is_an_error(layouts, name, odd):
+    if name == "text":
+        content = f"1 .5 .5 .1 .1\n1 {odd} .5 .1 .1\n".encode()
+        place, kept = rf"1_1_1000_ALL\.txt: line 2: column 3: '{odd}'", 1
+    else:
+        content = JSON.replace(b"2.5", odd.encode(), 1)
+        place, kept = r"(annotations|train)\.json: annotation 1: bbox \[1, (nan|inf|7)", 2
+    index = read_bytes(layouts, name, content)
+    (finding,) = [f for f in index.findings if f.kind == "unreadable_record"]
+    assert (finding.severity, finding.count) == ("error", 1)
+    assert re.match(place, finding.examples[0])
+    assert sum(len(f.boxes) for f in index) == kept
 
 
-def test_a_name_inside_a_string_is_not_taken_for_the_fault(layouts):
-    content = JSON.replace(b"myeloblast", b"NaN").replace(b"12", b"NaN", 1)
-    with pytest.raises(DataError, match="line 31, column 5"):
-        read_bytes(layouts, "coco", content)
+def test_an_impossible_size_of_an_image_is_an_error(layouts):
+    index = read_bytes(layouts, "coco", JSON.replace(b"64", b"7e9", 1))
+    (finding,) = [f for f in index.findings if f.kind == "unreadable_record"]
+    assert finding.examples == (
+        "annotations.json: image 1: width 7000000000.0 is no number of pixels",
+    )
+    assert [f.width for f in index] == [64] * 3
+
+
+@pytest.mark.parametrize("odd", [b"NaN", b"1e400", b"-1e999"])
+def test_an_attribute_that_is_no_number_is_counted_and_missing(layouts, odd):
+    index = read_bytes(layouts, "json", JSON.replace(b'"cell_size": 2', b'"cell_size": ' + odd, 1))
+    assert [f.attributes[0, 0] for f in index] == [-1, 2, 2]
+    assert {f.kind: f.count for f in index.findings}["attribute_out_of_range"] == 1
 
 
 @pytest.mark.parametrize("name", ["coco", "json", "text"])

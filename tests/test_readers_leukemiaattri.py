@@ -249,17 +249,41 @@ def test_an_id_missing_among_named_categories_is_not_guessed(tmp_path):
 
 def test_an_unknown_class_name_is_an_error_with_a_suggestion(tmp_path):
     put_image(tmp_path, "4_1_1000_ALL.png")
-    path = put_json(
+    put_json(
         tmp_path,
         [image(1, "4_1_1000_ALL.png")],
         [cell()],
         categories=[{"id": 1, "name": "Myeloblost"}],
     )
-    with pytest.raises(
-        DataError, match=r"annotation 1: unknown class 'Myeloblost'.*'myeloblast'"
-    ) as e:
-        read(tmp_path)
-    assert str(path) in str(e.value)
+    index = read(tmp_path)
+    assert only(index).labels.tolist() == [-1]
+    (finding,) = (f for f in index.findings if f.severity == "error")
+    assert finding.kind == "unknown_class_name"
+    said = "annotation 1: unknown class 'Myeloblost'; did you mean 'myeloblast'?"
+    assert finding.examples[0].endswith(said)
+
+
+def test_a_broken_label_file_of_one_split_does_not_hide_the_other(tmp_path):
+    put_image(tmp_path, "4_1_1000_ALL.png")
+    put_image(tmp_path, "5_1_1000_ALL.png", split="test")
+    path = put_json(tmp_path, [image(1, "4_1_1000_ALL.png")], [])
+    put_json(tmp_path, [image(1, "5_1_1000_ALL.png")], [cell(category=77)], "test")
+    path.write_text("{")
+    index = read(tmp_path)
+    assert [f.released_split for f in index] == ["test"]
+    assert kinds(index) == {"unreadable_label_file": 1, "unknown_class_id": 1}
+    assert str(path) in index.findings[0].examples[0]
+
+
+def test_a_text_file_that_is_none_costs_its_image_only(tmp_path):
+    for stem in ("4_1_1000_ALL", "5_1_1000_ALL"):
+        put_image(tmp_path, f"{stem}.png")
+        put_text(tmp_path, stem, "1 .5 .5 .1 .1\n")
+    broken = next(tmp_path.rglob("4_1_1000_ALL.txt"))
+    broken.write_bytes(b"\xff\xfe")
+    index = read(tmp_path)
+    assert [f.patient for f in index] == ["5"]
+    assert kinds(index)["unreadable_label_file"] == 1
 
 
 def test_attributes_out_of_range_are_missing_one_by_one(tmp_path):

@@ -106,8 +106,6 @@ def test_released_parts_are_no_films(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"Cell_0": {"x1": 1e9, "x2": 2, "y1": 3, "y2": 4}}', "Cell_0, x1.*no pixel"),
-        ('{"Cell_0": {"x1": "nan", "x2": 2, "y1": 3, "y2": 4}}', "Cell_0, x1.*no pixel"),
         ('{"Cell_0": 1, "Cell_0": 2}', "'Cell_0' comes twice"),
         ('{"Cell_0": {', "ends too early"),
     ],
@@ -118,6 +116,28 @@ def test_a_damaged_file_is_refused_with_its_place(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as e:
         read(tmp_path)
     assert str(path) in str(e.value)
+
+
+def test_faults_of_cells_and_files_are_counted_together(tmp_path):
+    odd = [cell(), cell(), cell("Neutrofil"), cell(), cell()]
+    odd[0]["x1"] = 1e9
+    odd[1]["y2"] = "nan"
+    odd[3] = 3
+    put(tmp_path, odd)
+    put(tmp_path, [], "zeiss/film_7/b.png").write_text('{"Cell_0": {')
+    index = read(tmp_path)
+    assert index.fields[0].labels.tolist() == [-1, 0]
+    errors = {f.kind: f for f in index.findings if f.severity == "error"}
+    assert {k: f.count for k, f in errors.items()} == {
+        "unreadable_label_file": 1,
+        "unreadable_record": 3,
+        "unknown_class_name": 1,
+    }
+    assert errors["unreadable_record"].examples == (
+        "film_7/a.json: Cell_0: x1 '1000000000.0' is no pixel number",
+        "film_7/a.json: Cell_1: y2 'nan' is no pixel number",
+        "film_7/a.json: Cell_3: not an object",
+    )
 
 
 def test_a_folder_without_files_is_refused(tmp_path):

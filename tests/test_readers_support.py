@@ -248,6 +248,12 @@ def make(name: str, root: Path) -> Sample:
         labels = _write(root / "zeiss/film_1", ".json", text)
         films = ("film_1",) * 3
         return Sample("raabin", "zeiss", root, WBC5, labels, images, films, _raabin_rows)
+    if name == "images":
+        images = _put_images(root / "phone" / "images")
+        settings = {"patient_pattern": r"^(?P<patient>\d+)_"}
+        return Sample(
+            "images", "phone", root, WBC5, images[-1], images, patients, lambda _: [], settings
+        )
     raise KeyError(name)
 
 
@@ -261,3 +267,4 @@ SAMPLES = (
     "yolo",
     "raabin",
 )
+"""Formats with labels; "images" has none."""

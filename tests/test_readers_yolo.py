@@ -95,7 +95,9 @@ def test_without_class_names_the_message_says_how_to_give_them(tmp_path):
     index = read(tmp_path, WBC5, classes=("eosinophil", "basophil"))
     assert index.fields[0].labels.tolist() == [3]
     assert index.fields[0].labelled_classes == (3, 4)
-    assert detect_format(tmp_path) is None
+    assert detect_format(tmp_path) == "yolo"
+    (tmp_path / "labels/a.txt").write_text("a film of\n")
+    assert detect_format(tmp_path) == "images"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,6 @@ def test_without_class_names_the_message_says_how_to_give_them(tmp_path):
         ({"data.yaml": "names: {0: WBC, 0: RBC}"}, "'0' comes twice"),
         ({"data.yaml": "names: [NO, WBC]"}, "in quotes"),
         ({"data.yaml": "names: [WBC"}, "cannot be read as YAML.*line 1"),
-        ({"data.yaml": "names: [Neutrofil]"}, "a.txt: line 1: unknown class.*neutrophil"),
     ],
 )
 def test_doubtful_class_names_are_refused(tmp_path, files, message):
@@ -141,12 +142,29 @@ def test_rows_that_are_no_box_are_counted_with_their_line(tmp_path):
 
 
 def test_every_damaged_file_is_named_at_once(tmp_path):
-    for stem in "abc":
-        put(tmp_path, "images", "labels", stem, text="0 nan .5 .1 .1\n")
+    put(tmp_path, "images", "labels", "a", text="0 nan .5 .1 .1\n0 .5 .5 .1 .1\n")
+    for stem in "bc":
+        put(tmp_path, "images", "labels", stem)
+        (tmp_path / f"labels/{stem}.txt").write_bytes(b"PK\x03\x04")
+    index = read(tmp_path, classes=("wbc",))
+    assert [f.image.stem for f in index] == ["a"]
+    assert kinds(index) == {"unreadable_label_file": 2, "unreadable_record": 1}
+    assert "labels/c.txt: the file is a zip archive" in index.findings[0].examples[1]
+    assert index.findings[1].examples[0].startswith("labels/a.txt: line 1: column 3: 'nan'")
+    (tmp_path / "labels/a.txt").unlink()
     with pytest.raises(DataError) as e:
         read(tmp_path, classes=("wbc",))
-    assert len(e.value.problems) == 3
-    assert "c.txt: line 1, column 3: nan" in e.value.problems[2]
+    assert len(e.value.problems) == 2
+
+
+def test_a_class_that_nobody_knows_is_an_error_with_its_first_place(tmp_path):
+    put(tmp_path, "images", "labels", text=ROW * 3)
+    (tmp_path / "data.yaml").write_text("names: [Neutrofil]")
+    index = read(tmp_path)
+    assert index.fields[0].labels.tolist() == [-1]
+    said = "labels/a.txt: line 1: unknown class 'Neutrofil'; did you mean 'neutrophil'?"
+    assert index.findings[0].examples == (said,)
+    assert (index.findings[0].severity, kinds(index)["unknown_class_name"]) == ("error", 3)
 
 
 def test_boxes_in_pixels_are_refused(tmp_path):

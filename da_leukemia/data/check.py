@@ -20,12 +20,12 @@ from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
 from da_leukemia.data.readers import (
     READERS,
     DomainSource,
-    detect_format,
+    find_domains,
     leukemiaattri,
     list_domains,
     read_domain,
 )
-from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.findings import FindingLog, counted
 from da_leukemia.data.splits import leaks
 from da_leukemia.errors import DataError
 from da_leukemia.labels import LEUKEMIAATTRI, LabelSpace
@@ -42,6 +42,7 @@ class DomainReport:
 
     Attributes:
         domain: its name.
+        format: a name in `READERS`.
         images: images with a field, readable or not.
         patients: patients or slides, 0 where the data does not say.
         fields: distinct fields (patient and name).
@@ -60,6 +61,7 @@ class DomainReport:
     """
 
     domain: str
+    format: str
     images: int
     patients: int
     fields: int
@@ -82,7 +84,6 @@ class CheckReport:
     """What a data set holds, by domain, and what concerns several domains."""
 
     root: str
-    format: str
     label_space: str
     domains: tuple[DomainReport, ...]
     findings: tuple[Finding, ...]
@@ -107,7 +108,7 @@ def check(root: Path, fmt: str = "auto", space: LabelSpace = LEUKEMIAATTRI) -> C
 
     Args:
         root: folder of the data set.
-        fmt: a name in `READERS`, or "auto" to find out.
+        fmt: a name in `READERS`, or "auto" to find out for each domain.
         space: label space to read into; the default tells most cell types apart.
 
     Returns:
@@ -120,16 +121,15 @@ def check(root: Path, fmt: str = "auto", space: LabelSpace = LEUKEMIAATTRI) -> C
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    found = detect_format(root) if fmt == "auto" else fmt
-    domains = list_domains(root, found) if found is not None else []
-    if found is None or not domains:
+    domains = find_domains(root) if fmt == "auto" else dict.fromkeys(list_domains(root, fmt), fmt)
+    if not domains:
         known = ", ".join(READERS)
         raise DataError(
             f"{root}: no domain found (formats: {known}). Expected folders like H_100X_C2, or "
-            "folders with an annotations.json, VOC xml files, or YOLO labels and class names"
+            "folders with an annotations.json, VOC xml files, YOLO labels, or images alone"
         )
     indexes, reports = [], []
-    for domain in domains:
+    for domain, found in domains.items():
         try:
             index = read_domain(DomainSource(domain, root), found, space)
         except DataError as e:
@@ -139,18 +139,7 @@ def check(root: Path, fmt: str = "auto", space: LabelSpace = LEUKEMIAATTRI) -> C
             index = FieldIndex(domain, (), log.findings())
         indexes.append(index)
         reports.append(_report(index, space, found))
-    between = (*_other_formats(root, found, domains, fmt), *leaks(indexes))
-    return CheckReport(str(root), found, space.name, tuple(reports), between)
-
-
-def _other_formats(root: Path, found: str, domains: Sequence[str], fmt: str) -> tuple[Finding, ...]:
-    """Report folders that only another format knows, where the format was found out."""
-    log = FindingLog()
-    for other in READERS if fmt == "auto" else ():
-        rest = sorted(set(list_domains(root, other)) - {*domains, root.resolve().name})
-        if other != found and rest:
-            log.add("other_format", f"--format {other}: {', '.join(rest[:5])}", len(rest))
-    return log.findings()
+    return CheckReport(str(root), space.name, tuple(reports), tuple(leaks(indexes)))
 
 
 def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
@@ -172,6 +161,7 @@ def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
     labelled = sorted({c for f in index.fields for c in f.labelled_classes})
     return DomainReport(
         domain=index.domain,
+        format=fmt,
         images=len(index.fields),
         patients=len({f.patient for f in index.fields if f.patient}),
         fields=len({f.key for f in index.fields}),
@@ -277,7 +267,7 @@ def _quartiles(values: FloatArray) -> tuple[float, ...]:
 
 def render(report: CheckReport) -> str:
     """Return the report as text for a terminal."""
-    lines = [f"{report.root}: format {report.format}, label space {report.label_space}"]
+    lines = [f"{report.root}: label space {report.label_space}"]
     for d in report.domains:
         lines += ["", *_render_domain(d)]
     if report.findings:
@@ -285,12 +275,15 @@ def render(report: CheckReport) -> str:
     errors = sum(f.severity == "error" for f in report.all_findings)
     warnings = len(report.all_findings) - errors
     verdict = "not ready: put the errors right first" if errors else "ready"
-    lines += ["", f"{errors} kinds of error, {warnings} kinds of warning: {verdict}"]
+    kinds = [
+        f"{counted(n, 'kind')} of {what}" for n, what in ((errors, "error"), (warnings, "warning"))
+    ]
+    lines += ["", f"{', '.join(kinds)}: {verdict}"]
     return "\n".join(lines)
 
 
 def _render_domain(d: DomainReport) -> list[str]:
-    patients = f"{d.patients} patients" if d.patients else "patients not told"
+    patients = counted(d.patients, "patient") if d.patients else "patients not told"
     rows = [
         ("diagnoses", _counts(d.diagnoses)),
         ("released", _counts({k: v for k, v in d.released.items() if k != "-"})),
@@ -301,9 +294,10 @@ def _render_domain(d: DomainReport) -> list[str]:
         ("box height", _spread(d.box_height, "px")),
         ("image sizes", _counts(dict(list(d.image_sizes.items())[:5]))),
         ("mean colour", "R {} G {} B {}".format(*d.mean_colour) if d.mean_colour else ""),
-        ("sharpness", _spread(d.sharpness, f"(Laplacian variance, {d.sampled} images)")),
+        ("sharpness", _spread(d.sharpness, f"(Laplacian variance, {counted(d.sampled, 'image')})")),
     ]
-    head = f"{d.domain}: {d.images} images, {d.fields} fields, {patients}"
+    found = f"{counted(d.images, 'image')}, {counted(d.fields, 'field')}, {patients}"
+    head = f"{d.domain}: {found} (format {d.format})"
     return [
         head,
         *(f"  {name:<24} {text}" for name, text in rows if text),

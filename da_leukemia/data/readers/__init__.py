@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers import coco, leukemiaattri, m5, raabin, sparse, voc, yolo
+from da_leukemia.data.readers import coco, images, leukemiaattri, m5, raabin, sparse, voc, yolo
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.errors import ConfigError, did_you_mean
 from da_leukemia.labels import LabelSpace
 
-__all__ = ["READERS", "DomainSource", "Reader", "detect_format", "list_domains", "read_domain"]
+__all__ = [
+    "READERS",
+    "DomainSource",
+    "Reader",
+    "detect_format",
+    "find_domains",
+    "list_domains",
+    "read_domain",
+]
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ READERS: dict[str, Reader] = {
     "voc": Reader(voc.read, voc.list_domains),
     "yolo": Reader(yolo.read, yolo.list_domains),
     "raabin": Reader(raabin.read, raabin.list_domains),
+    "images": Reader(images.read, images.list_domains),
 }
 """Formats by name, in the order in which they are tried by `detect_format`."""
 
@@ -64,6 +73,30 @@ def list_domains(root: Path, fmt: str) -> list[str]:
         ConfigError: unknown format.
     """
     return _reader(fmt).list_domains(Path(root))
+
+
+def find_domains(root: Path) -> dict[str, str]:
+    """Return the domains below ``root`` and their formats, sorted by name.
+
+    Where the root itself is a domain, what lies below belongs to it. Otherwise every subfolder
+    has the first format that finds something in it, at last `images`.
+    """
+    root = Path(root)
+    listed = {fmt: reader.list_domains(root) for fmt, reader in READERS.items()}
+    without = listed.pop("images")
+    own = root.resolve().name
+    for fmt, names in listed.items():
+        if names == [own]:
+            return {own: fmt}
+    found: dict[str, str] = {}
+    for fmt, names in listed.items():
+        for name in names:
+            found.setdefault(name, fmt)
+    if found:
+        # The devices of M5 are not called like their folders.
+        inside = ("images", "annotations") if "m5" in found.values() else ()
+        without = [name for name in images.folders(root) if name.lower() not in inside]
+    return dict(sorted((dict.fromkeys(without, "images") | found).items()))
 
 
 def detect_format(root: Path) -> str | None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView
-from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays, unlabelled_note
-from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays
+from da_leukemia.data.readers.classes import ClassNames
+from da_leukemia.data.readers.findings import FindingLog, counted
 from da_leukemia.data.readers.source import DomainSource
-from da_leukemia.errors import DataError, did_you_mean
-from da_leukemia.labels import UNKNOWN, LabelSpace, known_names, translate
-
-_PROBLEMS = 10
+from da_leukemia.errors import DataError
+from da_leukemia.labels import UNKNOWN, LabelSpace
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,61 @@ class RawField:
     region: tuple[float, float, float, float] | None = None
 
 
+class Fields:
+    """Collects the fields of a domain; two of one name are told apart by their file.
+
+    Args:
+        domain: name of the device.
+        space: label space of the boxes.
+        log: receives what is wrong.
+    """
+
+    def __init__(self, domain: str, space: LabelSpace, log: FindingLog) -> None:
+        self.found: list[FieldOfView] = []
+        self._domain = domain
+        self._space = space
+        self._log = log
+        self._names: set[tuple[str, str]] = set()
+
+    def add(
+        self,
+        item: RawField,
+        rows: Sequence[RawBox],
+        labelled_classes: tuple[int, ...],
+    ) -> None:
+        """Check and stack the boxes of one image; ``cells`` of ``item`` are not looked at."""
+        name = item.name or item.image.stem
+        if (item.patient, name) in self._names:
+            self._log.add("field_name_repeated", item.shown)
+            name = item.shown
+        self._names.add((item.patient, name))
+        boxes, labels, attributes = arrays(rows, *item.size, self._space, self._log)
+        self.found.append(
+            FieldOfView(
+                image=item.image,
+                domain=self._domain,
+                patient=item.patient,
+                name=name,
+                width=item.size[0],
+                height=item.size[1],
+                boxes=boxes,
+                labels=labels,
+                attributes=attributes,
+                labelled_classes=labelled_classes,
+                annotated_region=item.region,
+                released_split=item.split,
+            )
+        )
+
+    def index(self, place: Path) -> FieldIndex:
+        """Return the index of the domain; ``place`` says where its labels are."""
+        if not self.found:
+            self._log.add("empty_domain", str(place))
+        elif not any(f.labelled_classes or len(f.boxes) for f in self.found):
+            self._log.add("no_labels", f"{place}: no box of a class of {self._space.name!r}")
+        return FieldIndex(self._domain, tuple(self.found), self._log.findings())
+
+
 def assemble(
     source: DomainSource,
     space: LabelSpace,
@@ -72,108 +126,49 @@ def assemble(
         labelled: False where there are no label files at all.
         classes: what is labelled where the setting does not say; None takes the classes seen.
         without_patient: kind of finding for an image whose patient is not told.
-
-    Raises:
-        DataError: class names that nobody knows, each with its place.
     """
-    labels = _labels(raw, folder, space)
-    seen = {i for i in labels.values() if i is not None and i >= 0}
-    declared = source.declared_classes(space)
-    if declared is not None:
-        classes = declared
+    names = ClassNames(space, log, source.declared_classes(space))
+    if names.declared is not None:
+        classes = names.declared
     elif classes is None:
-        classes = tuple(sorted(seen))
-        for name in listed:
-            index = _known(name, space)
-            if index is not None and index not in seen:
-                log.add("class_without_boxes", name)
+        classes = names.seen(c.name for f in raw for c in f.cells if c.name is not None)
+        names.note_unused(listed, classes)
     pattern = source.patient_regex()
-    names: set[tuple[str, str]] = set()
-    fields = []
+    fields = Fields(source.domain, space, log)
     for item in raw:
         match = pattern.search(item.image.name) if pattern is not None else None
-        patient = (match["patient"] or "") if match else ""
-        patient = patient or item.patient
-        if not patient:
+        item.patient = (match["patient"] if match else "") or item.patient
+        if not item.patient:
             log.add(without_patient, item.shown)
-        name = item.name or item.image.stem
-        if (patient, name) in names:
-            log.add("field_name_repeated", item.shown)
-            name = item.shown
-        names.add((patient, name))
-        boxes, codes, attributes = arrays(
-            _rows(item, labels, classes, space, log), *item.size, space, log
+        fields.add(item, _rows(item, names), classes if labelled else ())
+    if raw and not labelled:
+        log.add(
+            "no_labels",
+            f"{folder}: {counted(len(raw), 'image')} and no label file such as annotations.json, "
+            "labels/*.txt or Annotations/*.xml",
         )
-        fields.append(
-            FieldOfView(
-                image=item.image,
-                domain=source.domain,
-                patient=patient,
-                name=name,
-                width=item.size[0],
-                height=item.size[1],
-                boxes=boxes,
-                labels=codes,
-                attributes=attributes,
-                labelled_classes=classes if labelled else (),
-                annotated_region=item.region,
-                released_split=item.split,
-            )
-        )
-    if not fields:
-        log.add("empty_domain", str(folder))
-    elif not labelled or (not classes and not any(len(f.boxes) for f in fields)):
-        log.add("no_labels", f"{folder}: no box of a class of {space.name!r}")
-    return FieldIndex(source.domain, tuple(fields), log.findings())
+        return FieldIndex(source.domain, tuple(fields.found), log.findings())
+    return fields.index(folder)
 
 
-def _labels(raw: Sequence[RawField], folder: Path, space: LabelSpace) -> dict[str, int | None]:
-    labels: dict[str, int | None] = {}
-    problems: dict[str, str] = {}
-    for cell in (c for f in raw for c in f.cells):
-        if cell.name is None or cell.name in labels or cell.name in problems:
-            continue
-        try:
-            labels[cell.name] = translate(cell.name, space)
-        except KeyError:
-            problems[cell.name] = (
-                f"{folder / cell.where}: unknown class {cell.name[:80]!r}"
-                f"{did_you_mean(cell.name[:80].lower(), known_names(space))}. Rename the class"
-            )
-    if problems:
-        raise DataError(list(problems.values())[:_PROBLEMS])
-    return labels
+def note_unreadable(problems: Sequence[str], fields: Sized, log: FindingLog) -> None:
+    """Count label files that cannot be read; what they label is left out.
+
+    Raises:
+        DataError: no field was read, so this is all that can be said of the domain.
+    """
+    problems = list(dict.fromkeys(problems))
+    if problems and not fields:
+        raise DataError(problems)
+    for problem in problems:
+        log.add("unreadable_label_file", problem)
 
 
-def _known(name: str, space: LabelSpace) -> int | None:
-    try:
-        index = translate(name, space)
-    except KeyError:
-        return None
-    return index if index is not None and index >= 0 else None
-
-
-def _rows(
-    item: RawField,
-    labels: dict[str, int | None],
-    classes: tuple[int, ...],
-    space: LabelSpace,
-    log: FindingLog,
-) -> list[RawBox]:
+def _rows(item: RawField, names: ClassNames) -> list[RawBox]:
     rows = []
     for cell in item.cells:
-        attributes = cell.attributes or (MISSING,) * len(space.attributes)
-        if cell.name is None:
-            rows.append(RawBox(cell.box, UNKNOWN, "", attributes, cell.where))
-            continue
-        label = labels[cell.name]
-        if label is None:
-            log.add("not_in_label_space", f"{cell.where}: {cell.name}")
-            continue
-        if label >= 0 and label not in classes:
-            log.add("class_not_declared", f"{cell.where}: {cell.name}")
-            label = UNKNOWN
-        else:
-            unlabelled_note(label, cell.where, cell.name, log)
-        rows.append(RawBox(cell.box, label, cell.name, attributes, cell.where))
+        attributes = cell.attributes or (MISSING,) * len(names.space.attributes)
+        label = UNKNOWN if cell.name is None else names.label(cell.name, cell.where)
+        if label is not None:
+            rows.append(RawBox(cell.box, label, cell.name or "", attributes, cell.where))
     return rows

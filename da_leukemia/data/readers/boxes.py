@@ -12,7 +12,7 @@ from PIL import Image
 
 from da_leukemia.data.fields import FloatArray, IntArray
 from da_leukemia.data.readers.findings import FindingLog
-from da_leukemia.labels import UNKNOWN, Attribute, LabelSpace, normalise
+from da_leukemia.labels import Attribute, LabelSpace, normalise
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
@@ -114,9 +114,9 @@ def attribute_code(value: object, attribute: Attribute) -> int:
         if normalise(value) in names:
             return names.index(normalise(value))
         value = int(value) if value.strip().isascii() and value.strip().isdigit() else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return INVALID
-    return int(value) if 0 <= value < len(attribute.values) else INVALID
+    return int(value) if value in range(len(attribute.values)) else INVALID
 
 
 def other_scales(annotations: Iterable[Mapping[str, object]], space: LabelSpace) -> dict[int, str]:
@@ -154,9 +154,3 @@ def header_size(path: Path) -> tuple[int, int] | None:
             return image.size
     except Exception:  # Pillow's plugins raise far more than OSError on damaged files
         return None
-
-
-def unlabelled_note(label: int, where: str, written: str, log: FindingLog) -> None:
-    """Report a white cell whose type is not told."""
-    if label == UNKNOWN:
-        log.add("unknown_cell_type", f"{where}: {written}")

@@ -8,35 +8,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from da_leukemia.data.fields import FieldIndex, FieldOfView
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.readers.assemble import Fields, RawField
 from da_leukemia.data.readers.boxes import (
     IMAGE_SUFFIXES,
     INVALID,
     MISSING,
     RawBox,
-    arrays,
     attribute_code,
     header_size,
     other_scales,
-    unlabelled_note,
 )
+from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.cocofile import CocoBox, CocoFile, CocoImage, load_coco
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
-from da_leukemia.errors import DataError, did_you_mean
-from da_leukemia.labels import UNKNOWN, LabelSpace, known_names, translate
+from da_leukemia.data.readers.tree import subfolders
+from da_leukemia.errors import DataError
+from da_leukemia.labels import UNKNOWN, LabelSpace
 
 LABEL_NAMES = ("annotations.json", "_annotations.coco.json")
+_INSIDE = ("annotations", "images")
+"""Folders of a domain that are no domain of their own."""
 
 
 def list_domains(root: Path) -> list[str]:
-    """Return the subfolders with a label file, or the root's own name where it has one."""
-    if not root.is_dir():
-        return []
+    """Return the root's own name or the subfolders where `read` finds a label file."""
     if any((root / n).is_file() for n in LABEL_NAMES):
         return [root.resolve().name]
-    found = (p for p in root.iterdir() if p.is_dir())
-    return sorted(p.name for p in found if any((p / n).is_file() for n in LABEL_NAMES))
+    found = [p.name for p in subfolders(root) if p.name not in _INSIDE and _label_files(p)]
+    return found or ([root.resolve().name] if _label_files(root) else [])
 
 
 def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
@@ -47,19 +48,18 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         space: label space to translate into.
 
     Raises:
-        DataError: no label file, one that cannot be parsed, or a class name nobody knows.
+        DataError: no label file or several, or one that cannot be parsed.
     """
     log = FindingLog()
     label_file = _label_file(source)
     content = load_coco(label_file, log)
     _refuse_normalised(content)
-    reader = _Translation(content, space, source.declared_classes(space), log)
+    reader = _Translation(content, ClassNames(space, log, source.declared_classes(space)))
     pattern = source.patient_regex()
     folder = label_file.parent
     folder = folder.parent if folder.name == "annotations" else folder
     on_disk = _images_below(folder)
-    fields = []
-    names: set[tuple[str, str]] = set()
+    fields = Fields(source.domain, space, log)
     for image in content.images:
         path = _find(image, folder, on_disk)
         if path is None:
@@ -77,115 +77,69 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         if not patient:
             log.add("no_patient", image.file_name)
         name = str(Path(image.file_name).with_suffix("")).removeprefix("images/")
-        if (patient, name) in names:  # a.png beside a.jpg
-            log.add("field_name_repeated", image.file_name)
-            name = image.file_name
-        names.add((patient, name))
-        raw = [r for b in image.boxes if (r := reader.box(b)) is not None]
-        boxes, labels, attributes = arrays(raw, size[0], size[1], space, log)
         split = image.record.get("split")
-        fields.append(
-            FieldOfView(
-                image=path,
-                domain=source.domain,
-                patient=patient,
-                name=name,
-                width=size[0],
-                height=size[1],
-                boxes=boxes,
-                labels=labels,
-                attributes=attributes,
-                labelled_classes=reader.labelled_classes,
-                released_split=split if split in ("train", "test") else "",
-            )
+        item = RawField(
+            path,
+            image.file_name,
+            (size[0], size[1]),
+            name=name,
+            patient=patient,
+            split=split if split in ("train", "test") else "",
         )
-    _unlisted(content, on_disk, log)
-    if not fields:
-        log.add("empty_domain", str(label_file))
-    elif not reader.labelled_classes and not any(len(f.boxes) for f in fields):
-        log.add("no_labels", f"{label_file}: no box of a class of {space.name!r}")
-    return FieldIndex(source.domain, tuple(fields), log.findings())
+        rows = [r for b in image.boxes if (r := reader.box(b)) is not None]
+        fields.add(item, rows, reader.labelled_classes)
+    _unlisted(content, folder, on_disk, log)
+    return fields.index(label_file)
 
 
 class _Translation:
     """Class names and attributes of one file in the terms of a label space."""
 
-    def __init__(
-        self,
-        content: CocoFile,
-        space: LabelSpace,
-        declared: tuple[int, ...] | None,
-        log: FindingLog,
-    ) -> None:
+    def __init__(self, content: CocoFile, names: ClassNames) -> None:
         self.file = content
-        self.space = space
-        self.log = log
-        self._names: dict[str, int | None] = {}
+        self.names = names
+        self.space = names.space
+        self.log = names.log
         self._columns: dict[str, int | None] = {}
         annotations = [b for i in content.images for b in i.boxes]
-        seen = {label for b in annotations if (label := self._label(b)) is not None and label >= 0}
-        self.labelled_classes = tuple(sorted(seen)) if declared is None else declared
-        if declared is None:
-            for name in content.categories.values():
-                index = self._known(name)
-                if index is not None and index not in seen:
-                    log.add("class_without_boxes", f"{content.path.name}: {name}")
+        if names.declared is not None:
+            self.labelled_classes = names.declared
+        else:
+            self.labelled_classes = names.seen(n for b in annotations if (n := self._name(b)))
+            place = f"{content.path.name}: "
+            names.note_unused(content.categories.values(), self.labelled_classes, place)
         with_attributes = (
             a for b in annotations if isinstance(a := b.record.get("attributes"), dict)
         )
-        self._foreign = other_scales(with_attributes, space)
+        self._foreign = other_scales(with_attributes, self.space)
         for column, found in self._foreign.items():
-            log.add(
+            self.log.add(
                 "attribute_other_scale",
-                f"{content.path.name}: {space.attributes[column].name}: {found}",
+                f"{content.path.name}: {self.space.attributes[column].name}: {found}",
             )
 
     def box(self, box: CocoBox) -> RawBox | None:
-        """Translate one annotation, or report it and return None where it is background."""
-        name, label = self._written(box), self._label(box)
-        if label is None:
-            self.log.add("not_in_label_space", f"{box.where}: {name}")
+        """Translate one annotation, or report it and return None where it is left out."""
+        name = self._name(box)
+        if not name:
+            shown = str(box.record.get("category_id"))[:40]
+            self.log.add(
+                "unknown_class_id", f"{box.where}: category_id {shown} has no name in `categories`"
+            )
             return None
-        if label >= 0 and label not in self.labelled_classes:
-            self.log.add("class_not_declared", f"{box.where}: {name}")
-            label = UNKNOWN
-        elif box.record.get("iscrowd") in (1, True):
+        label = self.names.label(name, box.where)
+        if label is None:
+            return None
+        if label >= 0 and box.record.get("iscrowd") in (1, True):
             self.log.add("crowd_box", box.where)
             label = UNKNOWN
-        else:
-            unlabelled_note(label, box.where, name, self.log)
         return RawBox(box.box, label, name, self._attributes(box), box.where)
 
-    def _written(self, box: CocoBox) -> str:
+    def _name(self, box: CocoBox) -> str:
         finer = box.record.get("wbc_type")
         if isinstance(finer, str) and finer.strip():
             return finer.strip()
-        name = "" if box.category is None else self.file.categories.get(box.category, "")
-        if not name:
-            raise DataError(
-                f"{self.file.path.parent / box.where}: category_id {box.category!r} "
-                "has no name in `categories`; add it there"
-            )
-        return name
-
-    def _label(self, box: CocoBox) -> int | None:
-        name = self._written(box)
-        if name not in self._names:
-            try:
-                self._names[name] = translate(name, self.space)
-            except KeyError:
-                raise DataError(
-                    f"{self.file.path.parent / box.where}: unknown class {name!r}"
-                    f"{did_you_mean(name.lower(), known_names(self.space))}. Rename the category"
-                ) from None
-        return self._names[name]
-
-    def _known(self, name: str) -> int | None:
-        try:
-            index = translate(name, self.space)
-        except KeyError:
-            return None
-        return index if index is not None and index >= 0 else None
+        return "" if box.category is None else self.file.categories.get(box.category, "")
 
     def _attributes(self, box: CocoBox) -> tuple[int, ...]:
         codes = [MISSING] * len(self.space.attributes)
@@ -219,19 +173,33 @@ def _label_file(source: DomainSource) -> Path:
             if (folder / source.labels).is_file():
                 return folder / source.labels
         raise DataError(f"{root / source.labels}: no such label file (domain {source.domain})")
-    for folder in folders:
-        for name in LABEL_NAMES:
-            if (folder / name).is_file():
-                return folder / name
-    found = sorted(p for f in folders for d in (f, f / "annotations") for p in d.glob("*.json"))
+    folder = next((f for f in folders if _label_files(f)), root)
+    found = _label_files(folder)
     if len(found) == 1:
         return found[0]
-    listed = ", ".join(str(p.relative_to(root)) for p in found[:5])
+    listed = ", ".join(p.relative_to(folder).as_posix() for p in found[:5])
     raise DataError(
-        f"{root}: "
+        f"{folder}: "
         + (f"several label files ({listed})" if found else "no annotations.json")
         + f"; name one in data.domains.{source.domain}.annotations"
     )
+
+
+def _label_files(folder: Path) -> list[Path]:
+    """Return the label file of a folder, or all that may be it where none has a usual name."""
+    for name in LABEL_NAMES:
+        if (folder / name).is_file():
+            return [folder / name]
+    found = [p for d in (folder, folder / "annotations") for p in sorted(d.glob("*.json"))]
+    return [p for p in found if p.is_file() and _is_coco(p)]
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:  # said when it is read
+        return True
+    return b'"images"' in content and b'"annotations"' in content
 
 
 def _refuse_normalised(content: CocoFile) -> None:
@@ -273,9 +241,9 @@ def _patient(image: CocoImage) -> str:
     return ""
 
 
-def _unlisted(content: CocoFile, on_disk: dict[str, Path], log: FindingLog) -> None:
+def _unlisted(content: CocoFile, folder: Path, on_disk: dict[str, Path], log: FindingLog) -> None:
     listed = {i.file_name.lower() for i in content.images}
     listed |= {f"images/{n}" for n in listed}
-    for name in on_disk:
+    for name, path in on_disk.items():
         if name not in listed:
-            log.add("image_not_in_labels", name)
+            log.add("image_not_in_labels", path.relative_to(folder).as_posix())

@@ -56,7 +56,7 @@ def load_coco(path: Path, log: FindingLog, *, by_base_name: bool = False) -> Coc
         by_base_name: two entries are the same image where the last part of their path is.
 
     Raises:
-        DataError: the file cannot be parsed or holds impossible numbers.
+        DataError: the file cannot be parsed.
     """
     data = read_json(path)
     images = records(data, "images", path)
@@ -77,9 +77,10 @@ def load_coco(path: Path, log: FindingLog, *, by_base_name: bool = False) -> Coc
         if image is None:
             log.add("image_id_conflict", f"{where}: image_id {image_id}")
             continue
-        box = _box(record.get("bbox"), path, where)
+        box = _box(record.get("bbox"))
         if box is None:
-            log.add("unreadable_record", f"{where}: bbox {str(record.get('bbox'))[:60]}")
+            shown = str(record.get("bbox"))[:60]
+            log.add("unreadable_record", f"{where}: bbox {shown} is not four pixel numbers")
             continue
         image.boxes.append(CocoBox(box, identity(record.get("category_id")), record, where))
     unique = {id(i): i for i in by_id.values() if i is not None}
@@ -102,8 +103,7 @@ def _images(
             continue
         if by_base_name:
             name = name.rsplit("/", 1)[-1]
-        size = [number(record.get(k), path, where) for k in ("width", "height")]
-        width, height = (int(v) if v is not None and v >= 1 else None for v in size)
+        width, height = (_side(record, key, where, log) for key in ("width", "height"))
         image = by_name.get(name)
         if image is None:
             image = by_name[name] = CocoImage(name, width, height, record)
@@ -145,14 +145,21 @@ def _file_name(record: Any) -> str | None:
     return name.replace("\\", "/").removeprefix("./")
 
 
-def _box(value: Any, path: Path, where: str) -> tuple[float, float, float, float] | None:
+def _box(value: Any) -> tuple[float, float, float, float] | None:
     if not isinstance(value, list) or len(value) != 4:
         return None
-    numbers = [number(v, path, where) for v in value]
-    x, y, w, h = numbers
+    x, y, w, h = map(number, value)
     if x is None or y is None or w is None or h is None:
         return None
     return x, y, x + w, y + h
+
+
+def _side(record: dict[str, Any], key: str, where: str, log: FindingLog) -> int | None:
+    value = record.get(key)
+    side = number(value)
+    if side is None and isinstance(value, int | float) and not isinstance(value, bool):
+        log.add("unreadable_record", f"{where}: {key} {str(value)[:40]} is no number of pixels")
+    return int(side) if side is not None and side >= 1 else None
 
 
 def _shown_id(record: Any, position: int) -> str:

@@ -19,7 +19,10 @@ KINDS: dict[str, tuple[str, str]] = {
         "error",
         "the image cannot be opened or is truncated; copy it again from its source",
     ),
-    "unreadable_label_file": ("error", "the domain cannot be read; see the example"),
+    "unreadable_label_file": (
+        "error",
+        "a label file cannot be read, so all that it labels is left out; see the example",
+    ),
     "unreadable_record": (
         "error",
         "a label record lacks a field or has one of the wrong kind; the record is left out",
@@ -40,7 +43,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "unknown_class_name": (
         "error",
         "a cell is called by a name that this project does not know; it is read as of unknown "
-        "type. Tell us the name, or rename it",
+        "type. Rename it",
     ),
     "patch_unusable": (
         "error",
@@ -96,7 +99,7 @@ KINDS: dict[str, tuple[str, str]] = {
         "stay together, fields of one patient may not; set patient_pattern",
     ),
     "no_labels": ("warning", "there are no labels: the domain can only be adapted to, not scored"),
-    "empty_domain": ("warning", "the domain has no images (L_10X_C1 is released empty)"),
+    "empty_domain": ("warning", "the domain has no images"),
     "image_not_in_labels": (
         "warning",
         "an image that no label file mentions is left out: nobody said that it has no cells",
@@ -187,10 +190,6 @@ KINDS: dict[str, tuple[str, str]] = {
         "warning",
         "images of one domain have identical bytes; they must not be divided by a split",
     ),
-    "other_format": (
-        "warning",
-        "some folders are in another format and were not read; check them with --format",
-    ),
     "patient_leak": (
         "warning",
         "patients are in train in one domain and in test in another in the released split; use "
@@ -202,6 +201,11 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
 }
 """Every kind of finding. ``docs/bring_your_own_device.md`` says what to do about each."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``"1 image"`` or ``"3 images"``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,6 @@ LARGEST = 1e6
 
 _NUMBER = re.compile(
     r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE
-)
-
-_TOKENS = re.compile(
-    r'"(?:\\.|[^"\\])*"|-?Infinity|NaN|-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?', re.DOTALL
 )
 
 
@@ -56,27 +51,23 @@ def number_rows(path: Path, where: str, log: FindingLog) -> Iterator[tuple[int, 
     Args:
         path: the text file.
         where: its name in findings.
-        log: receives rows that are not numbers.
+        log: receives rows that are not numbers, or hold one that no label can have.
 
     Raises:
-        DataError: the file is no text, or a number is none that a label can have; says where.
+        DataError: the file is no text.
     """
     for line, row in enumerate(read_text(path).split("\n"), start=1):
         values = []
         for match in re.finditer(r"\S+", row):
             token, column = match.group(), match.start() + 1
             value = parse_number(token)
-            if value is None:
+            if value is None or not abs(value) <= LARGEST:  # NaN too
+                what = "number" if value is None else "coordinate or code"
                 log.add(
                     "unreadable_record",
-                    f"{where}: line {line}: column {column}: {token[:40]!r} is no number",
+                    f"{where}: line {line}: column {column}: {token[:40]!r} is no {what}",
                 )
                 break
-            if not abs(value) <= LARGEST:  # NaN too
-                raise DataError(
-                    f"{path}: line {line}, column {column}: {token[:40]} is no coordinate or code; "
-                    "repair this row"
-                )
             values.append(value)
         else:
             if values:
@@ -90,28 +81,19 @@ def parse_number(token: str) -> float | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object. It may hold NaN and infinity, which `number` refuses record by record.
 
     Raises:
-        DataError: not JSON, not an object, an object with a key twice, or NaN or an infinite
-            number; says where.
+        DataError: not JSON, not an object, or an object with a key twice; says where.
     """
     text = read_text(path)
     try:
-        # parse_constant and parse_float refuse what JSON does not allow but Python accepts.
         # Of a key that comes twice json keeps the last value, which would lose a label.
-        data = json.loads(
-            text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique
-        )
+        data = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as e:
         at_end = e.pos >= len(text.rstrip()) or "Unterminated" in e.msg
         cause = "the file ends too early; copy it again" if at_end else "repair or export it again"
         raise DataError(f"{path}: line {e.lineno}, column {e.colno}: {e.msg}; {cause}") from None
-    except _NotFiniteError as e:
-        where = _place(text, str(e))
-        raise DataError(
-            f"{path}: {where}the number {e} is not finite; repair this record"
-        ) from None
     except _RepeatedKeyError as e:
         raise DataError(
             f"{path}: the key {str(e)[:40]!r} comes twice in one record; remove one"
@@ -139,19 +121,11 @@ def records(data: dict[str, Any], key: str, path: Path) -> list[Any]:
     raise DataError(f"{path}: the entry {key!r} {found}; a COCO label file needs it")
 
 
-def number(value: object, path: Path, where: str) -> float | None:
-    """Return a JSON value as a finite coordinate, or None where it is no number.
-
-    Raises:
-        DataError: it is a number no photograph can have.
-    """
+def number(value: object) -> float | None:
+    """Return a JSON value as a coordinate, or None where it is no number a photograph can have."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not abs(value) <= LARGEST:
-        shown = f"{value:.3g}" if isinstance(value, float) else f"{str(value)[:12]}"
-        place = _place(read_text(path), value) + where.removeprefix(f"{path.name}: ")
-        raise DataError(f"{path}: {place}: the number {shown} is no pixel coordinate; repair it")
-    return float(value)
+    return float(value) if abs(value) <= LARGEST else None  # None for NaN too
 
 
 def identity(value: object) -> int | str | None:
@@ -159,10 +133,6 @@ def identity(value: object) -> int | str | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
-
-
-class _NotFiniteError(Exception):
-    """Carries the literal that stands in the file."""
 
 
 class _RepeatedKeyError(Exception):
@@ -175,30 +145,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [k for k, _ in pairs]
         raise _RepeatedKeyError(next(k for k in record if keys.count(k) > 1))
     return record
-
-
-def _finite(literal: str) -> float:
-    value = float(literal)
-    if not math.isfinite(value):
-        raise _NotFiniteError(literal)
-    return value
-
-
-def _place(text: str, wanted: str | float) -> str:
-    """Return ``"line 3, column 7: "`` of a number outside strings, "" where it is not found."""
-    for token in _TOKENS.finditer(text):
-        literal = token.group()
-        if literal.startswith('"') or len(literal) > 400:
-            continue
-        same = literal == wanted if isinstance(wanted, str) else _equal(literal, wanted)
-        if same:
-            line = text.count("\n", 0, token.start()) + 1
-            return f"line {line}, column {token.start() - text.rfind(chr(10), 0, token.start())}: "
-    return ""
-
-
-def _equal(literal: str, value: float) -> bool:
-    try:
-        return (float(literal) if isinstance(value, float) else int(literal)) == value
-    except ValueError:
-        return False

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from da_leukemia.data.fields import FieldIndex, FieldOfView
-from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, RawBox, arrays, header_size
-from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.readers.assemble import Fields, RawField, note_unreadable
+from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, RawBox, header_size
+from da_leukemia.data.readers.classes import ClassNames
+from da_leukemia.data.readers.findings import FindingLog, counted
 from da_leukemia.data.readers.leukemiaattri_labels import (
     ReadLabels,
     json_labels,
@@ -24,7 +26,7 @@ from da_leukemia.data.readers.leukemiaattri_labels import (
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import child
 from da_leukemia.errors import DataError, did_you_mean
-from da_leukemia.labels import UNKNOWN, LabelSpace
+from da_leukemia.labels import LabelSpace
 
 SPLITS = ("train", "test")
 DOMAIN_NAME = re.compile(r"[HL]_(?:100X|40X|10X)_C[12]", re.IGNORECASE)
@@ -73,7 +75,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one of the twelve domains (or a folder of the same layout).
 
     Raises:
-        DataError: there is no such folder, or a label file cannot be parsed.
+        DataError: there is no such folder, or no label file that can be read.
     """
     folder = child(source.root, source.domain)
     if folder is None:
@@ -83,20 +85,24 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         )
     log = FindingLog()
     pattern = source.patient_regex()
-    declared = source.declared_classes(space)
-    all_classes = labelled_classes(space) if declared is None else declared
-    fields: list[FieldOfView] = []
-    seen: set[tuple[str, str]] = set()
+    classes = ClassNames(space, log, source.declared_classes(space))
+    labelled = labelled_classes(space) if classes.declared is None else classes.declared
+    fields = Fields(source.domain, space, log)
+    problems: list[str] = []
     for split in SPLITS:
         images = _images(folder, split)
-        labels = _labels(source, folder, split, space, log)
+        try:
+            labels = _labels(source, folder, split, classes)
+        except DataError as e:
+            problems += e.problems
+            continue
         if labels is None and images:
             archives = sorted(p.name for p in folder.rglob("*.zip"))
             for name in archives:
                 log.add("zipped_labels", f"{source.domain}: {name}")
             if not archives:
-                log.add("no_labels", f"{source.domain}/{split}: {len(images)} images")
-        for path, size, raw in _resolve(images, labels, split, log):
+                log.add("no_labels", f"{source.domain}/{split}: {counted(len(images), 'image')}")
+        for path, size, rows in _resolve(images, labels, split, log, problems):
             film = parse_name(path.stem)
             match = pattern.search(path.name) if pattern is not None else None
             if film is None and not (match and match["patient"]):
@@ -104,46 +110,33 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             elif film is not None and not film.diagnosis:
                 log.add("diagnosis_missing", f"{source.domain}/{split}/{path.name}")
             patient = match["patient"] if match and match["patient"] else ""
-            patient = patient or (film.patient if film else "")
-            name = film.field if film else path.stem
-            if (patient, name) in seen:
-                log.add("field_name_repeated", f"{source.domain}/{split}/{path.name}")
-                name = f"{split}/{path.name}"
-            seen.add((patient, name))
-            rows = raw if declared is None else [_declared(r, declared, log) for r in raw]
-            boxes, codes, attributes = arrays(rows, size[0], size[1], space, log)
-            fields.append(
-                FieldOfView(
-                    image=path,
-                    domain=source.domain,
-                    patient=patient,
-                    name=name,
-                    width=size[0],
-                    height=size[1],
-                    boxes=boxes,
-                    labels=codes,
-                    attributes=attributes,
-                    labelled_classes=all_classes if labels is not None else (),
-                    released_split=split,
-                )
+            item = RawField(
+                path,
+                f"{split}/{path.name}",
+                size,
+                name=film.field if film else path.stem,
+                patient=patient or (film.patient if film else ""),
+                split=split,
             )
-    if not fields:
-        log.add("empty_domain", str(folder))
-    return FieldIndex(source.domain, tuple(fields), log.findings())
-
-
-def _declared(row: RawBox, declared: tuple[int, ...], log: FindingLog) -> RawBox:
-    """Return the row, of unknown type where the setting `classes` does not name its class."""
-    if row.label < 0 or row.label in declared:
-        return row
-    log.add("class_not_declared", f"{row.where}: {row.written}")
-    return replace(row, label=UNKNOWN)
+            fields.add(item, rows, labelled if labels is not None else ())
+    note_unreadable(problems, fields.found, log)
+    if not fields.found:
+        released = " is released empty" if source.domain.upper() == "L_10X_C1" else ""
+        log.add("empty_domain", f"{folder}{released}")
+    return FieldIndex(source.domain, tuple(fields.found), log.findings())
 
 
 def _resolve(
-    images: dict[str, Path], labels: ReadLabels | None, split: str, log: FindingLog
+    images: dict[str, Path],
+    labels: ReadLabels | None,
+    split: str,
+    log: FindingLog,
+    problems: list[str],
 ) -> Iterator[tuple[Path, tuple[int, int], list[RawBox]]]:
-    """Pair images with their labels; yields path, size and boxes in the order of the labels."""
+    """Pair images with their labels; yields path, size and boxes in the order of the labels.
+
+    Label files that cannot be read go to ``problems``.
+    """
     if labels is None:
         for found in images.values():
             size = header_size(found)
@@ -173,14 +166,19 @@ def _resolve(
         if size is None:
             log.add("unreadable_image", f"{split}/{path.name}")
             continue
-        yield path, size, labels.boxes(name, size)
+        try:
+            rows = labels.boxes(name, size)
+        except DataError as e:
+            problems += e.problems
+            continue
+        yield path, size, rows
     for unused in images.values():
         if unused not in used:
             log.add("image_not_in_labels", f"{split}/{unused.name}")
 
 
 def _labels(
-    source: DomainSource, folder: Path, split: str, space: LabelSpace, log: FindingLog
+    source: DomainSource, folder: Path, split: str, classes: ClassNames
 ) -> ReadLabels | None:
     chosen = source.labels if source.labels not in ("", "auto") else None
     wanted = [chosen] if chosen else ["json_labels", "txt_labels/AttriDet", "txt_labels"]
@@ -191,10 +189,10 @@ def _labels(
             continue
         as_json = child(place, f"{split}.json")
         if as_json is not None and as_json.is_file():
-            return json_labels(as_json, space, log)
+            return json_labels(as_json, classes)
         as_text = child(place, split)
         if as_text is not None and any(as_text.glob("*.txt")):
-            return text_labels(as_text, space, log)
+            return text_labels(as_text, classes)
     if chosen and child(folder, *Path(chosen).parts) is None:
         raise DataError(
             f"{folder / chosen}: no such folder of labels; correct "

@@ -6,25 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from da_leukemia.data.readers.boxes import (
-    INVALID,
-    MISSING,
-    RawBox,
-    attribute_code,
-    unlabelled_note,
-)
+from da_leukemia.data.readers.boxes import INVALID, MISSING, RawBox, attribute_code
+from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.cocofile import CocoBox, CocoFile, load_coco
-from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.findings import FindingLog, counted
 from da_leukemia.data.readers.labelfile import number_rows
-from da_leukemia.errors import DataError, did_you_mean
-from da_leukemia.labels import (
-    LEUKEMIAATTRI,
-    MORPHOLOGY,
-    LabelSpace,
-    known_names,
-    normalise,
-    translate,
-)
+from da_leukemia.labels import LEUKEMIAATTRI, MORPHOLOGY, LabelSpace, normalise, translate
 
 Size = tuple[int, int]
 
@@ -48,13 +35,13 @@ class ReadLabels:
         return Path(name).stem if self.has_suffix else name
 
 
-def json_labels(path: Path, space: LabelSpace, log: FindingLog) -> ReadLabels:
+def json_labels(path: Path, classes: ClassNames) -> ReadLabels:
     """Read ``{train,test}.json``.
 
     Raises:
-        DataError: it cannot be parsed, or names a class that nobody knows.
+        DataError: it cannot be parsed.
     """
-    content = load_coco(path, log, by_base_name=True)
+    content = load_coco(path, classes.log, by_base_name=True)
     images = {i.file_name: i for i in content.images}
     columns: dict[str, int | None] = {}
 
@@ -65,16 +52,12 @@ def json_labels(path: Path, space: LabelSpace, log: FindingLog) -> ReadLabels:
     def boxes(name: str, _: Size) -> list[RawBox]:
         rows = []
         for box in images[name].boxes:
-            named = _name(box, content, space, log)
-            if named is None:
+            written = _name(box, content, classes.log)
+            label = None if written is None else classes.label(written, box.where)
+            if written is None or label is None:
                 continue
-            label, written = named
-            if label is None:
-                log.add("not_in_label_space", f"{box.where}: {written}")
-                continue
-            unlabelled_note(label, box.where, written, log)
             is_none = LEUKEMIAATTRI.find(written) == _NONE
-            codes = _json_attributes(box, space, columns, log, is_none=is_none)
+            codes = _json_attributes(box, classes.space, columns, classes.log, is_none=is_none)
             rows.append(RawBox(box.box, label, written, codes, box.where))
         return rows
 
@@ -82,19 +65,19 @@ def json_labels(path: Path, space: LabelSpace, log: FindingLog) -> ReadLabels:
     return ReadLabels(where, tuple(images), size, boxes, has_suffix=True)
 
 
-def text_labels(folder: Path, space: LabelSpace, log: FindingLog) -> ReadLabels:
+def text_labels(folder: Path, classes: ClassNames) -> ReadLabels:
     """Read a folder of YOLO text files, one per image.
 
     Raises:
-        DataError: (while boxes are read) a file is not text or holds an impossible number.
+        DataError: (while boxes are read) a file is not text.
     """
     files = {p.stem: p for p in sorted(folder.glob("*.txt")) if p.stem.lower() != "classes"}
 
     def boxes(name: str, size: Size) -> list[RawBox]:
         rows: list[RawBox] = []
         path = files[name]
-        for line, values in number_rows(path, path.name, log):
-            found = text_row(values, f"{path.name}: line {line}", size, space, log)
+        for line, values in number_rows(path, path.name, classes.log):
+            found = _text_row(values, f"{path.name}: line {line}", size, classes)
             rows += [] if found is None else [found]
         return rows
 
@@ -102,10 +85,8 @@ def text_labels(folder: Path, space: LabelSpace, log: FindingLog) -> ReadLabels:
     return ReadLabels(where, tuple(files), lambda _: None, boxes, has_suffix=False)
 
 
-def _name(
-    box: CocoBox, content: CocoFile, space: LabelSpace, log: FindingLog
-) -> tuple[int | None, str] | None:
-    """Return label and class name of a box; None (reported) where it has no known class."""
+def _name(box: CocoBox, content: CocoFile, log: FindingLog) -> str | None:
+    """Return the class name of a box; None (reported) where it has none."""
     name = "" if box.category is None else content.categories.get(box.category, "")
     if not name:
         # Ids are trusted only where the file has no names at all: releases number differently.
@@ -118,13 +99,7 @@ def _name(
             return None
         log.add("class_by_id", f"{box.where}: {box.category} = {known}")
         name = known
-    try:
-        return translate(name, space), name
-    except KeyError:
-        raise DataError(
-            f"{content.path.parent / box.where}: unknown class {name!r}"
-            f"{did_you_mean(name.lower(), known_names(space))}. Rename the category"
-        ) from None
+    return name
 
 
 def class_by_id(number: float) -> str | None:
@@ -185,29 +160,28 @@ def labelled_classes(space: LabelSpace) -> tuple[int, ...]:
     return tuple(sorted({i for i in found if i is not None and i >= 0}))
 
 
-def text_row(
-    values: list[float], where: str, size: Size, space: LabelSpace, log: FindingLog
-) -> RawBox | None:
+def _text_row(values: list[float], where: str, size: Size, classes: ClassNames) -> RawBox | None:
     """Read a row of 5, 11 or 12 columns; None (reported) where it holds no box of this space."""
+    log = classes.log
     if len(values) not in (5, 11, 12):
         hint = "; a sparse label row (15 or 16)" if len(values) in (15, 16) else ""
-        log.add("unreadable_record", f"{where}: {len(values)} columns, not 5, 11 or 12{hint}")
+        columns = counted(len(values), "column")
+        log.add("unreadable_record", f"{where}: {columns}, not 5, 11 or 12{hint}")
         return None
     name = class_by_id(values[0])
     if name is None:
         log.add("unknown_class_id", f"{where}: {values[0]:g}")
         return None
     log.add("class_by_id", f"{where}: {int(values[0])} = {name}")
-    label = translate(name, space)
+    label = classes.label(name, where)
     if label is None:
-        log.add("not_in_label_space", f"{where}: {name}")
         return None
-    unlabelled_note(label, where, name, log)
     cx, cy, w, h = (
         v * s for v, s in zip(values[1:5], (size[0], size[1], size[0], size[1]), strict=True)
     )
     box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    codes = text_attributes(values[5:], where, space, log, is_none=normalise(name) == "none")
+    is_none = normalise(name) == "none"
+    codes = text_attributes(values[5:], where, classes.space, log, is_none=is_none)
     return RawBox(box, label, name, codes, where)
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawCell, RawField, assemble
+from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, header_size
-from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.findings import FindingLog, counted
 from da_leukemia.data.readers.labelfile import number, parse_number, read_json
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import PARTS, domain_folder, released_split, subfolders
 from da_leukemia.errors import DataError
-from da_leukemia.labels import LabelSpace, normalise, translate
+from da_leukemia.labels import LabelSpace, normalise
 
 _CELL = re.compile(r"cell[_ ]?\d+", re.IGNORECASE)
 _NO_FILM = frozenset({*PARTS, "images", "image", "json", "jsons", "labels", "annotations"})
@@ -56,7 +56,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one microscope.
 
     Raises:
-        DataError: no JSON files, or some that cannot be read; lists all of them.
+        DataError: no JSON files, or none that can be read; lists all of them.
     """
     log = FindingLog()
     folder = domain_folder(source)
@@ -78,7 +78,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         if image is None and len(choices) == 1:
             image = choices[0]
         if image is None or image in used:
-            log.add("missing_image", f"{shown}: {len(choices)} images of this name")
+            log.add("missing_image", f"{shown}: {counted(len(choices), 'image')} of this name")
             continue
         used.add(image)
         size = header_size(image)
@@ -86,7 +86,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             log.add("unreadable_image", image.relative_to(folder).as_posix())
             continue
         try:
-            cells = _cells(path, shown, space, log)
+            cells = _cells(path, shown, log)
         except DataError as e:
             problems += e.problems
             continue
@@ -103,14 +103,13 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
                 ),
             )
         )
-    if problems:
-        raise DataError(problems)
+    note_unreadable(problems, raw, log)
     for image in (p for same in images.values() for p in same if p not in used):
         log.add("image_not_in_labels", image.relative_to(folder).as_posix())
     return assemble(source, space, folder, raw, log)
 
 
-def _cells(path: Path, shown: str, space: LabelSpace, log: FindingLog) -> list[RawCell]:
+def _cells(path: Path, shown: str, log: FindingLog) -> list[RawCell]:
     data = read_json(path)
     cells = []
     told = None
@@ -123,45 +122,37 @@ def _cells(path: Path, shown: str, space: LabelSpace, log: FindingLog) -> list[R
         if not _CELL.fullmatch(key.strip()) and not isinstance(value, dict | list):
             continue  # remarks about the photograph
         count += 1
-        box = _box(value, path, where) if isinstance(value, dict) else None
-        if box is None or not _CELL.fullmatch(key.strip()):
-            log.add("unreadable_record", f"{where}: needs x1, y1, x2 and y2")
+        box = _box(value) if _CELL.fullmatch(key.strip()) else "is called like no cell"
+        if isinstance(box, str):
+            log.add("unreadable_record", f"{where}: {box}")
             continue
-        cells.append(RawCell(box, _type(value, where, space, log), where))
+        cells.append(RawCell(box, _type(value, where, log), where))
     if told is not None and told != count:
         log.add("cell_count_differs", f"{shown}: {told:g} told, {count} there")
     return cells
 
 
-def _box(
-    record: dict[str, Any], path: Path, where: str
-) -> tuple[float, float, float, float] | None:
+def _box(record: Any) -> tuple[float, float, float, float] | str:
+    """Return the corners of a cell, or what is wrong with them."""
+    if not isinstance(record, dict):
+        return "not an object"
     values = []
     for corner in ("x1", "y1", "x2", "y2"):
         value = record.get(corner)
-        if isinstance(value, str):
-            value = parse_number(value.strip())
-        place = f"{path.name}: {where.rsplit(': ', 1)[-1]}, {corner}"
-        found = number(value, path, place)
+        found = number(parse_number(value.strip()) if isinstance(value, str) else value)
         if found is None:
-            return None
+            return f"{corner} {str(value)[:40]!r} is no pixel number"
         values.append(found)
     x1, y1, x2, y2 = values
     return x1, y1, x2, y2
 
 
-def _type(record: dict[str, Any], where: str, space: LabelSpace, log: FindingLog) -> str | None:
+def _type(record: dict[str, Any], where: str, log: FindingLog) -> str | None:
     written = record.get("Label2")
     if not isinstance(written, str) or not written.strip():
         log.add("unknown_cell_type", f"{where}: no Label2")
         return None
-    name = _TYPES.get(normalise(written), written.strip())
-    try:
-        translate(name, space)
-    except KeyError:
-        log.add("unknown_class_name", f"{where}: {written[:40]!r}")
-        return None
-    return name
+    return _TYPES.get(normalise(written), written.strip())
 
 
 def _holds_cells(path: Path | None) -> bool:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawCell, RawField, assemble
+from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import header_size
-from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.findings import FindingLog, counted
 from da_leukemia.data.readers.labelfile import number_rows
 from da_leukemia.data.readers.leukemiaattri import parse_name
 from da_leukemia.data.readers.leukemiaattri_labels import (
@@ -74,7 +74,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
 
     Raises:
         ConfigError: an unknown ``patch_order``.
-        DataError: no images or labels, label files that cannot be read, or no order of the patch
+        DataError: no images or labels, no label file that can be read, or no order of the patch
             columns that fits better than the other.
     """
     if source.patch_order not in ("auto", *ORDERS):
@@ -157,14 +157,13 @@ def _files(pairs: Sequence[Pairing], folder: Path, log: FindingLog) -> list[_Fil
                     if len(values) in _COLUMNS:
                         rows.append((where, values))
                     else:
-                        log.add(
-                            "unreadable_record", f"{where}: {len(values)} columns, not 15 or 16"
-                        )
+                        columns = counted(len(values), "column")
+                        log.add("unreadable_record", f"{where}: {columns}, not 15 or 16")
             except DataError as e:
                 problems += e.problems
+                continue
             files.append(_File(image, pair.part, size, rows))
-    if problems:
-        raise DataError(problems)
+    note_unreadable(problems, files, log)
     return files
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawCell, RawField, assemble
+from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import header_size
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import LARGEST, parse_number, read_text
@@ -57,7 +57,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one domain.
 
     Raises:
-        DataError: no xml files, or some that cannot be read; lists all of them.
+        DataError: no xml files, or none that can be read; lists all of them.
     """
     folder = domain_folder(source)
     log = FindingLog()
@@ -94,7 +94,7 @@ def read_fields(
         log: receives what is wrong.
 
     Raises:
-        DataError: xml files that cannot be read; lists all of them.
+        DataError: no xml file can be read; lists all of them.
     """
     parts = [part for part, _ in labels]
     names: dict[str, list[Path]] = {}
@@ -112,6 +112,8 @@ def read_fields(
             content = read_xml(path, shown, log)
         except DataError as e:
             problems += e.problems
+            if (image := _find("", path, names, stems, part)) is not None:
+                broken.add(image)
             continue
         image = _find(content.file_name, path, names, stems, part)
         if image is None:
@@ -132,8 +134,7 @@ def read_fields(
         raw[image].cells += [
             RawCell(_edges(box, where, log), name, where) for box, name, where in content.objects
         ]
-    if problems:
-        raise DataError(problems)
+    note_unreadable(problems, raw, log)
     for image in images:
         if image not in raw and image not in broken:
             log.add("image_not_in_labels", image.relative_to(folder).as_posix())
@@ -153,7 +154,7 @@ def read_xml(path: Path, shown: str, log: FindingLog) -> VocFile:
     """Read one VOC file; objects that cannot be used are reported.
 
     Raises:
-        DataError: no XML, or a number that no label can have; says where.
+        DataError: no XML; says where.
     """
     text = read_text(path)
     if re.search(r"<!(?:DOCTYPE|ENTITY)", text):
@@ -173,9 +174,10 @@ def read_xml(path: Path, shown: str, log: FindingLog) -> VocFile:
     objects: list[tuple[Box, str, str]] = []
     for position, node in enumerate(root.iter("object"), start=1):
         where = f"{shown}: object {position}"
-        box, name = _box(node, path, where), _text(node, "name")
-        if box is None or not name:
-            log.add("unreadable_record", f"{where}: needs one name and one bndbox of four numbers")
+        box, name = _box(node), _text(node, "name")
+        if isinstance(box, str) or not name:
+            fault = box if isinstance(box, str) else "needs one name"
+            log.add("unreadable_record", f"{where}: {fault}")
             continue
         objects.append((box, name, where))
     # A box or name that has slipped out of its object would be lost without a word.
@@ -242,18 +244,16 @@ def _text(node: ElementTree.Element, path: str) -> str:
     return (found[0].text or "").strip() if len(found) == 1 else ""
 
 
-def _box(node: ElementTree.Element, path: Path, where: str) -> Box | None:
+def _box(node: ElementTree.Element) -> Box | str:
+    """Return the corners of an object, or what is wrong with them."""
     if len(node.findall("bndbox")) != 1:
-        return None
+        return "needs one bndbox"
     values = []
     for corner in _CORNERS:
-        value = parse_number(_text(node, f"bndbox/{corner}"))
-        if value is None:
-            return None
-        if not abs(value) <= LARGEST:  # NaN too
-            raise DataError(
-                f"{path}: {where.rsplit(': ', 1)[-1]}, {corner}: {value:g} is no pixel; repair it"
-            )
+        written = _text(node, f"bndbox/{corner}")
+        value = parse_number(written)
+        if value is None or not abs(value) <= LARGEST:  # NaN too
+            return f"{corner} {written[:40]!r} is no pixel number"
         values.append(value)
     x1, y1, x2, y2 = values
     return x1, y1, x2, y2

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawCell, RawField, assemble
+from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import header_size
-from da_leukemia.data.readers.findings import FindingLog
-from da_leukemia.data.readers.labelfile import number_rows, read_text
+from da_leukemia.data.readers.findings import FindingLog, counted
+from da_leukemia.data.readers.labelfile import number_rows, parse_number, read_text
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import (
     Pairing,
@@ -44,10 +44,7 @@ NAME_FILES = (
 
 
 def list_domains(root: Path) -> list[str]:
-    """Return the root's own name or the subfolders where class names lie beside YOLO labels.
-
-    A folder without a file of class names may be anything, so it is not taken for this format.
-    """
+    """Return the root's own name or the subfolders with YOLO labels."""
     if _is_yolo(root):
         return [root.resolve().name]
     return [p.name for p in subfolders(root) if _is_yolo(p)]
@@ -57,8 +54,8 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one domain.
 
     Raises:
-        DataError: no images, no class names, two lists of class names that differ, a label file
-            that cannot be read, or boxes in pixels.
+        DataError: no images, no class names, two lists of class names that differ, no label file
+            that can be read, or boxes in pixels.
     """
     log = FindingLog()
     folder = domain_folder(source)
@@ -90,15 +87,13 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             if size is None:
                 log.add("unreadable_image", shown)
                 continue
-            found = RawField(image, shown, size, split=split)
-            raw.append(found)
             try:
-                if label_file is not None:
-                    found.cells += _cells(label_file, folder, size, names, log)
+                cells = _cells(label_file, folder, size, names, log) if label_file else []
             except DataError as e:
                 problems += e.problems
-    if problems:
-        raise DataError(problems)
+                continue
+            raw.append(RawField(image, shown, size, cells, split=split))
+    note_unreadable(problems, raw, log)
     _refuse_pixels(raw, folder)
     listed = tuple(names.values())
     return assemble(source, space, folder, raw, log, listed=listed, labelled=labelled)
@@ -179,7 +174,8 @@ def _cells(
             polygon = len(values) > 6 and len(values) % 2
             log.add(
                 "unreadable_record",
-                f"{where}: {len(values)} columns, not 5{' (an outline?)' if polygon else ''}",
+                f"{where}: {counted(len(values), 'column')}, not 5"
+                f"{' (an outline?)' if polygon else ''}",
             )
             continue
         name = names.get(int(values[0])) if values[0] == int(values[0]) else None
@@ -214,4 +210,16 @@ def _is_yolo(folder: Path) -> bool:
         return False
     beside = {p.parent for pair in pairs for p in (pair.labels or {}).values()}
     places = {folder, *beside, *(p.parent for p in beside if p != folder)}
-    return any((p / n).is_file() for p in places for n in NAME_FILES)
+    return any((p / n).is_file() for p in places for n in NAME_FILES) or _has_rows(pairs)
+
+
+def _has_rows(pairs: list[Pairing]) -> bool:
+    """Tell whether text files of images hold boxes: without class names they may be anything."""
+    for pair in pairs:
+        for path in [p for stem, p in (pair.labels or {}).items() if stem in pair.images][:3]:
+            with path.open("rb") as file:
+                row = file.readline(4096).decode("ascii", "replace").split()
+            values = [parse_number(word) for word in row]
+            if len(values) == 5 and all(v is not None and 0 <= v <= 1 for v in values[1:]):
+                return True
+    return False

@@ -1,0 +1,69 @@
+"""A folder of photographs without labels: a device that is only adapted to.
+
+Every image below the folder is a field, however deep it lies; what begins with a dot is passed
+over. Folders called ``train``, ``val`` and ``test`` are its released parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.readers.assemble import RawField, assemble
+from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, header_size
+from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.source import DomainSource
+from da_leukemia.data.readers.tree import (
+    PARTS,
+    domain_folder,
+    images_in,
+    released_split,
+    subfolders,
+)
+from da_leukemia.labels import LabelSpace
+
+
+def list_domains(root: Path) -> list[str]:
+    """Return the root's own name where images lie in it, or the subfolders that hold some."""
+    inner = (p for p in subfolders(root) if p.name.lower() in ("images", *PARTS))
+    if images_in(root) or any(next(_images(p), None) for p in inner):
+        return [root.resolve().name]
+    return folders(root)
+
+
+def folders(root: Path) -> list[str]:
+    """Return the subfolders that hold images, at any depth."""
+    found = (p for p in subfolders(root) if not p.name.startswith("."))
+    return [p.name for p in found if next(_images(p), None)]
+
+
+def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
+    """Read one device.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    log = FindingLog()
+    folder = domain_folder(source)
+    found = [(p, p.relative_to(folder).as_posix()) for p in sorted(_images(folder))]
+    above = {p: [part.lower() for part in Path(shown).parts[:-1]] for p, shown in found}
+    parts = sorted({name for names in above.values() for name in names} & set(PARTS))
+    raw = []
+    for image, shown in found:
+        size = header_size(image)
+        if size is None:
+            log.add("unreadable_image", shown)
+            continue
+        part = next((name for name in above[image] if name in PARTS), "")
+        name = shown.removesuffix(image.suffix).removeprefix("images/")
+        raw.append(RawField(image, shown, size, name=name, split=released_split(part, parts)))
+    return assemble(source, space, folder, raw, log, labelled=False)
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not any(
+            part.startswith(".") for part in path.relative_to(folder).parts
+        ):
+            yield path
