@@ -70,11 +70,16 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
-def spread(paths: Sequence[Path], most: int = MOST_FIELDS) -> list[Path]:
-    """Return at most so many paths, evenly spread."""
+def spread(paths: Sequence[Path], most: int = MOST_FIELDS, seed: int = 0) -> list[Path]:
+    """Return at most so many paths, evenly spread; another seed than 0 gives another even choice."""
+    if most < 1:
+        raise ValueError(f"most must be at least 1, not {most}")
     if len(paths) <= most:
         return list(paths)
-    return [paths[int(i)] for i in np.linspace(0, len(paths) - 1, most).round()]
+    if seed == 0:
+        return [paths[int(i)] for i in np.linspace(0, len(paths) - 1, most).round()]
+    phase = float(np.random.default_rng(seed).uniform())
+    return [paths[int((i + phase) * len(paths) / most)] for i in range(most)]
 
 
 def read_field(path: Path) -> Field:

@@ -61,7 +61,19 @@ def calibrate_folder(folder: Path, progress: Progress | None = None) -> Measured
     Raises:
         DataError: no such folder, no image in it, or none can be read.
     """
-    paths = spread(find_images(folder))
+    return measure_images(spread(find_images(folder)), progress)
+
+
+def measure_images(paths: Sequence[Path], progress: Progress | None = None) -> Measured:
+    """Measure the device that took some images, all of which are read.
+
+    Args:
+        paths: at least one image; those that cannot be read are left out and noted.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: none of them can be read.
+    """
     total = 2 * len(paths)
 
     def first(done: int, _: int) -> None:
