@@ -86,6 +86,17 @@ def test_truncated_and_foreign_images_are_found(tmp_path):
     assert (finding.count, report.exit_code, report.domains[0].sampled) == (2, 1, 3)
 
 
+def test_a_truncated_image_is_found_among_many_without_decoding_it(tmp_path, monkeypatch):
+    root = put_coco(tmp_path / "phone", patients=[str(n) for n in range(9)])
+    monkeypatch.setattr("da_leukemia.data.check.SAMPLE", 1)
+    path = root / "images/5.png"
+    path.write_bytes(path.read_bytes()[:-6])
+    report = check(root)
+    finding = next(f for f in report.all_findings if f.kind == "unreadable_image")
+    assert (finding.count, report.domains[0].sampled) == (1, 1)
+    assert finding.examples[0].startswith("phone/5.png: truncated")
+
+
 def test_a_size_that_contradicts_the_image_is_an_error(tmp_path):
     assert errors(check(put_coco(tmp_path / "a", width=48, height=64))) == {"size_mismatch"}
 

@@ -1,6 +1,6 @@
 """Look at a data set before training on it: what is there, and what is wrong with it.
 
-`check` opens the header of every image and decodes a sample; it trains nothing and needs no GPU.
+`check` looks at every image file and decodes a sample; it trains nothing and needs no GPU.
 `render` prints the report for a terminal, ``CheckReport.to_dict`` is its JSON form.
 """
 
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
+from da_leukemia.data.integrity import whole
 from da_leukemia.data.readers import (
     READERS,
     DomainSource,
@@ -190,24 +191,16 @@ def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
 def _headers(
     fields: Sequence[FieldOfView], log: FindingLog
 ) -> tuple[Counter[tuple[int, int]], list[FieldOfView]]:
-    """Open every header; return the sizes as stored and the fields whose image opened."""
+    """Look at every file; return the sizes as stored and the fields whose image is whole."""
     sizes: Counter[tuple[int, int]] = Counter()
     opened = []
-    for f in fields:
+    for f, outside in whole(fields, log):
         shown = f"{f.domain}/{f.image.name}"
-        try:
-            with Image.open(f.image) as image:
-                size = image.size
-                # Pillow decodes a whole PNG to look for a mark that nearly none has.
-                marked = image.format != "PNG" or "exif" in image.info
-                rotation = image.getexif().get(ExifTags.Base.Orientation, 1) if marked else 1
-        except Exception as e:  # Pillow's plugins raise far more than OSError on damaged files
-            log.add("unreadable_image", f"{shown}: {str(e)[:100]}")
-            continue
+        size = outside.size
         opened.append(f)
         sizes[size] += 1
-        if rotation in _ROTATED:
-            log.add("exif_orientation", f"{shown}: orientation {rotation}")
+        if outside.rotation in _ROTATED:
+            log.add("exif_orientation", f"{shown}: orientation {outside.rotation}")
         if size != (f.width, f.height):
             log.add(
                 "size_mismatch",
@@ -226,7 +219,7 @@ def _appearance(
         try:
             with Image.open(f.image) as image:
                 pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-        except Exception as e:  # as in _headers
+        except Exception as e:  # Pillow's plugins raise far more than OSError on damaged files
             log.add("unreadable_image", f"{f.domain}/{f.image.name}: {str(e)[:100]}")
             continue
         colours.append(pixels.mean(axis=(0, 1)))
