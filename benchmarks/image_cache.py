@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             return FieldDataset(fields, WBC, given.size, store).unlabelled
 
         def disk() -> Disk:
-            file = PixelFile(folder / "pixels.u8", len(paths), given.size)
+            file = PixelFile(folder / "pixels.u8", len(paths), (given.size, given.size))
             return Disk({path: (file, n) for n, path in enumerate(paths)}, Memory())
 
         found["Pillow"] = speed(pillow(paths, given.size), given.images)

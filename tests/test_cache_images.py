@@ -19,25 +19,19 @@ from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Data, Domain, save_job
 from da_leukemia.data import images
 from da_leukemia.data.cache import read_cached
-from da_leukemia.data.datamodules import read_experiment_data
 from da_leukemia.data.dataset import FieldDataset
-from da_leukemia.data.images import Disk, Memory, PixelFile, decode
+from da_leukemia.data.experiment import read_experiment_data
+from da_leukemia.data.images import Disk, Memory, PixelFile, decode, open_store
+from da_leukemia.data.preparation import Preparation
 from da_leukemia.data.readers import DomainSource
 from da_leukemia.errors import ConfigError, DataError
 from da_leukemia.labels import WBC
 from da_leukemia.sweep import worker
 
 SIZE = 96
+HOW = Preparation(SIZE)
 DEVICES = ("H_100X_C2", "L_100X_C2")
 PICTURE = 3 * SIZE * SIZE + 3
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    """Settings of one test are not those of the next."""
-    before = images._make
-    yield
-    images._make = before
 
 
 @pytest.fixture
@@ -52,9 +46,10 @@ def settings(smears, tmp_path):
 def everything(data):
     """Return all batches of all devices under settings."""
     indexes, _ = read_experiment_data(data)
+    store = open_store(data, list(indexes.values()), dict.fromkeys(indexes, HOW))
     found = []
     for index in indexes.values():
-        fields = FieldDataset(list(index), WBC, data.image_size)
+        fields = FieldDataset(list(index), WBC, HOW, store)
         batch = fields.labelled(range(len(fields)))
         found += [batch.images.clone(), batch.fill.clone(), batch.targets.boxes]
     return found
@@ -69,9 +64,9 @@ def decodes(monkeypatch):
     """Count decoded files."""
     calls = []
 
-    def counted(path, size):
+    def counted(path, how):
         calls.append(path)
-        return decode(path, size)
+        return decode(path, how)
 
     monkeypatch.setattr(images, "decode", counted)
     return calls
@@ -92,15 +87,15 @@ def test_every_store_gives_the_same_batches(settings, decodes):
 
 def test_a_data_set_gives_the_same_pictures_from_any_store(smears, tmp_path):
     index = read_cached(DomainSource(DEVICES[0], smears), "leukemiaattri", WBC, None)
-    file = PixelFile(tmp_path / "pixels.u8", len(index), SIZE)
+    file = PixelFile(tmp_path / "pixels.u8", len(index), (SIZE, SIZE))
     disk = Disk({f.image: (file, n) for n, f in enumerate(index)}, Memory())
     for store in (Memory(), disk, disk, Memory(0)):
-        data = FieldDataset(list(index), WBC, SIZE, store)
+        data = FieldDataset(list(index), WBC, HOW, store)
         for number, field in enumerate(index):
             picture = data.image(number)
-            assert same(picture, decode(field.image, SIZE))
+            assert same(picture, decode(field.image, HOW))
             assert [t.dtype for t in picture] == [torch.uint8] * 2
-    assert Disk({}, Memory()).picture(index.fields[0].image, SIZE)  # a field without a place
+    assert Disk({}, Memory()).picture(index.fields[0].image, HOW)  # a field without a place
 
 
 @pytest.mark.parametrize("cache", ["disk", "none"])
@@ -148,7 +143,7 @@ def pictures(count=5, seed=0):
 
 
 def filled(path, count=5):
-    file = PixelFile(path, count, SIZE)
+    file = PixelFile(path, count, (SIZE, SIZE))
     for number, picture in enumerate(pictures(count)):
         assert file.get(number) is None
         file.put(number, picture)
@@ -158,8 +153,8 @@ def filled(path, count=5):
 def test_a_filled_file_is_opened_without_copying(tmp_path):
     path = tmp_path / "pixels.u8"
     filled(path)
-    assert path.stat().st_size == PixelFile(path, 5, SIZE).length == 5 * (8 + PICTURE)
-    file = PixelFile(path, 5, SIZE)
+    assert path.stat().st_size == PixelFile(path, 5, (SIZE, SIZE)).length == 5 * (8 + PICTURE)
+    file = PixelFile(path, 5, (SIZE, SIZE))
     for number, picture in enumerate(pictures()):
         assert same(file.get(number), picture)
         assert np.shares_memory(file.get(number)[0].numpy(), file._bytes)
@@ -178,17 +173,17 @@ def test_a_damaged_picture_is_decoded_again(tmp_path):
         file.write(bytes([byte ^ 1]))
         file.seek(5 * 8 + 3 * PICTURE)  # what a machine that lost power may leave
         file.write(bytes(PICTURE))
-    found = PixelFile(path, 5, SIZE)
+    found = PixelFile(path, 5, (SIZE, SIZE))
     assert [found.get(n) is None for n in range(5)] == [False, False, True, True, False]
     os.truncate(path, path.stat().st_size // 2)
-    found = PixelFile(path, 5, SIZE)
+    found = PixelFile(path, 5, (SIZE, SIZE))
     assert [found.get(n) is None for n in range(5)] == [False, False, True, True, True]
     found.put(4, pictures()[4])
-    assert same(PixelFile(path, 5, SIZE).get(4), pictures()[4])
+    assert same(PixelFile(path, 5, (SIZE, SIZE)).get(4), pictures()[4])
 
 
 def _fill_and_compare(path, start, answer):
-    file, expected, read = PixelFile(path, 40, SIZE), pictures(40), 0
+    file, expected, read = PixelFile(path, 40, (SIZE, SIZE)), pictures(40), 0
     for step in range(400):
         number = (start + 7 * step) % 40
         found = file.get(number)
@@ -221,7 +216,7 @@ def test_jobs_fill_a_file_together_and_a_killed_one_does_no_harm(tmp_path):
             job.join(timeout=60)
         assert answer.get() != "wrong pixels"
         assert jobs[0].exitcode == 0
-        full = PixelFile(path, 40, SIZE)
+        full = PixelFile(path, 40, (SIZE, SIZE))
         assert all(same(full.get(n), p) for n, p in enumerate(pictures(40)))
 
 
@@ -242,16 +237,18 @@ def test_memory_is_bounded(tmp_path, decodes, limit, kept):
     store = Memory(limit)
     for _ in range(2):
         for path in paths:
-            store.picture(path, SIZE)
+            store.picture(path, HOW)
     assert store.bytes == kept * PICTURE <= limit
     assert len(decodes) == 8 - kept
 
 
 def test_the_disk_bound_is_an_error_with_numbers_before_anything_is_decoded(settings):
-    with pytest.raises(ConfigError, match=r"disk_cache_gb: 24 images of 96 px need 0\.0 GB"):
-        read_experiment_data(settings(image_cache="disk", disk_cache_gb=23 * PICTURE / 2**30))
+    with pytest.raises(
+        ConfigError, match=r"disk_cache_gb: 24 images .* need 0\.0 GB"
+    ):
+        everything(settings(image_cache="disk", disk_cache_gb=23 * PICTURE / 2**30))
     with pytest.raises(ConfigError, match=r"data\.cache_dir"):
-        read_experiment_data(settings(image_cache="disk", cache_dir=""))
+        everything(settings(image_cache="disk", cache_dir=""))
 
 
 def test_files_of_other_experiments_make_room_the_longest_unused_first(settings, tmp_path):
@@ -293,7 +290,7 @@ def test_a_folder_that_cannot_be_made_costs_time(settings, tmp_path, caplog):
 
 def test_an_unreadable_image_is_the_same_error_from_every_store(tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    file = PixelFile(tmp_path / "pixels.u8", 1, SIZE)
+    file = PixelFile(tmp_path / "pixels.u8", 1, (SIZE, SIZE))
     for store in (Memory(), Memory(0), Disk({tmp_path / "text.png": (file, 0)}, Memory())):
         with pytest.raises(DataError, match=r"text\.png.*cannot be decoded"):
-            store.picture(tmp_path / "text.png", SIZE)
+            store.picture(tmp_path / "text.png", HOW)

@@ -43,7 +43,7 @@ def trained(monkeypatch):
         folders.append(folder)
 
     monkeypatch.setattr(attempt, "resolve", lambda name: worker)
-    monkeypatch.setattr(conduct, "check_data", lambda experiment: None)
+    monkeypatch.setattr(conduct, "check_data", lambda experiment, jobs: None)
     return folders
 
 

@@ -16,12 +16,13 @@ from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
 from da_leukemia.data.dataset import EpochSampler, FieldDataset
 from da_leukemia.data.fields import FieldIndex, FieldOfView
-from da_leukemia.data.images import fit, fit_scale, read_image
+from da_leukemia.data.images import prepare, read_image
+from da_leukemia.data.preparation import Preparation
 from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError
 from da_leukemia.labels import LEUKEMIAATTRI, WBC
 from da_leukemia.models.one_stage import Detections
-from da_leukemia.tasks.detection import to_records
+from da_leukemia.tasks.joining import Join
 
 SHAPES = [(1440, 900), (360, 363), (256, 256), (900, 1440), (97, 31)]
 
@@ -59,6 +60,13 @@ def some_boxes(size):
     ]
 
 
+def joined(found, data):
+    """Return the record of a data set's only field."""
+    join = Join(data, 100)
+    join.add(found, [0])
+    return join.finish()[0]
+
+
 # --- the square and back -----------------------------------------------------------------------
 
 
@@ -92,7 +100,7 @@ def test_detections_land_on_the_pixels_their_boxes_came_from(tmp_path, size, sid
         batch.targets.mask,
         torch.zeros(1, data.max_boxes, 0),
     )
-    record = to_records(found, [0], data)[0]
+    record = joined(found, data)
     np.testing.assert_allclose(record.boxes, field.boxes, atol=1e-3)
     np.testing.assert_array_equal(record.true_boxes, field.boxes)
     assert (record.key, record.group) == ("d/p/1", "patient:p")
@@ -108,24 +116,24 @@ def test_nothing_is_found_outside_the_stored_image(tmp_path):
         torch.ones(1, 1, dtype=torch.bool),
         torch.zeros(1, 1, 0),
     )
-    assert to_records(found, [0], data)[0].boxes.tolist() == [[0, 31.25, 200, 100]]
+    assert joined(found, data).boxes.tolist() == [[0, 31.25, 200, 100]]
 
 
 def test_the_square_keeps_the_aspect_and_is_filled_with_the_background():
     image = np.full((50, 200, 3), (230, 210, 220), np.uint8)
     image[10:20, 20:60] = 0
-    square, fill = fit(image, 64)
+    square, fill = prepare(image, Preparation(64))
     assert square.shape == (64, 64, 3)
     assert fill.tolist() == [230, 210, 220]
     assert (square[16:] == fill).all()
     assert square[4:6, 7:18].max() < 60
-    assert fit_scale(200, 50, 64) == 64 / 200
+    assert Preparation(64).placement(200, 50).x == 64 / 200
 
 
 def test_a_small_image_is_enlarged():
-    square, _ = fit(np.full((10, 5, 3), 7, np.uint8), 40)
+    square, _ = prepare(np.full((10, 5, 3), 7, np.uint8), Preparation(40))
     assert (square == 7).all()
-    assert fit_scale(5, 10, 40) == 4
+    assert Preparation(40).placement(5, 10).x == 4
 
 
 # --- what can be decoded -----------------------------------------------------------------------
@@ -351,7 +359,7 @@ def modules(tmp_path, **parts):
     target = FieldIndex("t", tuple(small_data(tmp_path, (2, 2, 2, 2), domain="t")))
     chosen = {"p0": "train", "p1": "train", "p2": "validation", "p3": "test"} | parts
     split = Split({f"patient:{p}": part for p, part in chosen.items()})
-    settings = {"space": WBC, "size": 32, "trainer": Trainer(batch_size=2, epoch_steps=3)}
+    settings = {"space": WBC, "how": 32, "trainer": Trainer(batch_size=2, epoch_steps=3)}
     return (
         DomainDataModule(source, split, **settings),
         AdaptationDataModule(source, target, split, **settings),

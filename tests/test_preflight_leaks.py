@@ -13,7 +13,7 @@ from PIL import Image
 
 from da_leukemia.config import Data, Detector, Domain, Experiment, Split
 from da_leukemia.data import cache, splits
-from da_leukemia.data.datamodules import read_experiment_data
+from da_leukemia.data.experiment import read_experiment_data
 from da_leukemia.data.preflight import preflight
 from da_leukemia.errors import DataError
 

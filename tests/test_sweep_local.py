@@ -179,7 +179,7 @@ def test_a_new_test_device_runs_the_job_again_with_all_tests(lab):
 
 
 def test_failed_jobs_do_not_stop_the_others_and_say_why(lab, capsys, monkeypatch):
-    monkeypatch.setattr(conduct, "check_data", repr)
+    monkeypatch.setattr(conduct, "check_data", print)
     monkeypatch.setattr(conduct, "report", lambda made: print("the report"))
     made = one_source(lab, [13, 9, 7, 28, 0])
     code = conduct.run_sweep(made, worker=TRIAL)
@@ -302,7 +302,7 @@ def test_what_is_wrong_with_the_data_is_said_before_any_job(lab, monkeypatch):
     made.data.root = str(lab / "nowhere")
     (lab / "data_check.py").write_text(
         "from da_leukemia.errors import DataError\n"
-        "def check(experiment):\n    raise DataError([experiment.name, 'no image'])\n"
+        "def check(experiment, jobs):\n    raise DataError([experiment.name, 'no image'])\n"
     )
     import data_check
 

@@ -151,9 +151,7 @@ def test_a_new_test_device_is_only_tested(make_job, run, monkeypatch):
     monkeypatch.setattr(
         worker,
         "predict_domain",
-        lambda job, task, index, *rest: (
-            tested.append(index.domain) or original(job, task, index, *rest)
-        ),
+        lambda task, fields, device: tested.append(device) or original(task, fields, device),
     )
     second = make_job(FAIR, target=None, tests=[H, L_])
     assert second.hash == first.hash
@@ -223,7 +221,7 @@ def test_nobody_is_tested_on_whom_a_device_added_later_moved_into_the_test(make_
     folder = run(first)
     old = json.loads((folder / "split.json").read_text())["parts"]
     save_job(second, folder / "config.yaml")
-    with pytest.raises(UserError, match="divided otherwise"):
+    with pytest.raises(UserError, match="changed since this job was trained: training data of H_100X_C2"):
         worker.evaluate_job(folder)
     run(second)
     new = json.loads((folder / "split.json").read_text())["parts"]
@@ -556,13 +554,14 @@ def test_jobs_with_a_gpu_setting_run_where_there_is_none(make_job, run):
 
 def test_the_modules_work_with_a_plain_trainer(make_job, tmp_path):
     """What the guide promises to people who bring their own loop."""
-    from da_leukemia.data.datamodules import AdaptationDataModule, read_experiment_data
+    from da_leukemia.data.datamodules import AdaptationDataModule
+    from da_leukemia.data.experiment import read_experiment_data
     from da_leukemia.labels import WBC
 
     job = make_job(ADAPTED)
     indexes, split = read_experiment_data(job.data)
     data = AdaptationDataModule(
-        indexes[H], target=indexes[L_], split=split, space=WBC, size=96, trainer=job.trainer
+        indexes[H], target=indexes[L_], split=split, space=WBC, how=96, trainer=job.trainer
     )
     trainer = L.Trainer(
         max_steps=2,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from da_leukemia.calibration.apply import (
     boxes_back,
+    density_factor,
     flat_field,
+    same_colour,
     scale_factors,
     scale_to,
     white_point,
@@ -16,8 +18,10 @@ __all__ = [
     "Quantity",
     "RedCells",
     "boxes_back",
+    "density_factor",
     "flat_field",
     "load",
+    "same_colour",
     "save",
     "scale_factors",
     "scale_to",

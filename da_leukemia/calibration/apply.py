@@ -17,6 +17,16 @@ from da_leukemia.calibration.record import Calibration
 WHITE = 230.0
 """Grey level of the clear background after `white_point`; leaves room for noise and bubbles."""
 
+RED_CELL_DENSITY = 0.22
+"""Mean over R, G, B of ``-ln(red cell / background)`` that `same_colour` gives red cells: the
+middle of five real devices, which range from 0.11 to 0.34."""
+
+_STRONGEST = 2.0
+"""Largest change of density: a wrong estimate must not turn a film black or blank."""
+
+_SAME_FRAME = 0.02
+"""Relative difference of aspect up to which an image is the whole frame that was measured."""
+
 _DEEPEST = 0.1
 """Light below which `flat_field` amplifies no further: a rim would become bright noise."""
 
@@ -24,11 +34,15 @@ _DEEPEST = 0.1
 def flat_field(image: Pixels, calibration: Calibration) -> Pixels:
     """Even out the lamp's light; an unknown illumination leaves the image alone.
 
+    So does an image of another shape than most: a part of the frame, and nobody knows which.
+
     Args:
         image: ``(H, W, 3)`` RGB of the device's whole frame, at any size.
         calibration: the device's.
     """
-    if calibration.illumination is None:
+    frame = calibration.size[0] / calibration.size[1]
+    shape = image.shape[1] / image.shape[0]
+    if calibration.illumination is None or abs(shape / frame - 1) > _SAME_FRAME:
         return image
     light = render(calibration.illumination, *image.shape[:2])
     return _to_bytes(image / np.maximum(light, _DEEPEST))
@@ -47,6 +61,56 @@ def white_point(image: Pixels, calibration: Calibration) -> Pixels:
         return image
     levels = np.array([q.value or 0.0 for q in calibration.background])
     return _to_bytes(image * (WHITE / np.maximum(levels, 1.0)).astype(np.float32))
+
+
+def density_factor(calibration: Calibration) -> float:
+    """Return what stain density is multiplied by so that red cells have `RED_CELL_DENSITY`.
+
+    1 where background or red cells are unknown. One number for all channels keeps the hue.
+    """
+    if calibration.background is None or calibration.red_cell_colour is None:
+        return 1.0
+    pairs = zip(calibration.red_cell_colour, calibration.background, strict=True)
+    levels = [(cell.value, clear.value) for cell, clear in pairs]
+    densities = [np.log(clear / max(cell, 1.0)) for cell, clear in levels if cell and clear]
+    if len(densities) < 3 or np.mean(densities) <= 0:
+        return 1.0
+    wanted = RED_CELL_DENSITY / float(np.mean(densities))
+    return min(max(wanted, 1 / _STRONGEST), _STRONGEST)
+
+
+def same_colour(image: Pixels, calibration: Calibration) -> Pixels:
+    """Bring the clear background to a neutral `WHITE` and red cells to one stain density.
+
+    Both references are the device's, so what a field contains changes nothing. An unknown
+    background leaves the image alone, unknown red cells leave the density alone.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, after `flat_field` where there is a vignette.
+        calibration: the device's.
+    """
+    if calibration.background is None:
+        return image
+    clear = np.array([max(q.value or 0.0, 1.0) for q in calibration.background])
+    share = np.arange(256)[:, None] / clear
+    table = _to_bytes(WHITE * share ** density_factor(calibration))
+    return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
+
+
+def fill_colour(
+    calibration: Calibration, illumination: bool, colour: bool
+) -> NDArray[np.uint8] | None:
+    """Return the clear background ``(3,)`` after corrections, None where it is unknown.
+
+    Args:
+        calibration: the device's.
+        illumination: whether `flat_field` was applied.
+        colour: whether `same_colour` was applied.
+    """
+    if calibration.background is None or not (illumination or colour):
+        return None
+    levels = [WHITE if colour else q.value or 0.0 for q in calibration.background]
+    return _to_bytes(np.array(levels))
 
 
 def _to_bytes(values: NDArray[np.floating]) -> Pixels:

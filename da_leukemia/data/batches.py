@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+VISIBLE = 0.3
+"""Share of a box that must be inside a view; with less of it the cell is neither cell nor ground:
+its ink is still there, so it must not be learned as background."""
+
 
 @dataclass
 class Targets:

@@ -125,7 +125,7 @@ def read_cached(
         # An image that is missing elsewhere may turn up there without a change to the listing.
         missing = any(f.kind == "missing_image" for f in index.findings)
         if index.fields and not (outside and missing):
-            _store(entry, _pack(index, fingerprint, {p: file_state(p) for p in outside}))
+            store(entry, _pack(index, fingerprint, {p: file_state(p) for p in outside}))
     return index
 
 
@@ -156,7 +156,7 @@ def audit_once(split: Split, indexes: Sequence[FieldIndex], folder: Path | None)
     except DataError as error:
         problems = error.problems
     if entry is not None:
-        _store(entry, json.dumps({"problems": problems}).encode())
+        store(entry, json.dumps({"problems": problems}).encode())
     return problems
 
 
@@ -318,7 +318,8 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _store(entry: Path, content: bytes) -> None:
+def store(entry: Path, content: bytes) -> None:
+    """Keep an entry and forget the ones that were not used for longest; a full disk only warns."""
     try:
         write_whole(entry, content)
         kept = sorted(entry.parent.iterdir(), key=_last_used, reverse=True)

@@ -3,72 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
 
-from da_leukemia.config import Data, Domain, Trainer
-from da_leukemia.data import images
-from da_leukemia.data.cache import cache_folder, read_cached
+from da_leukemia.config import Trainer
 from da_leukemia.data.dataset import EpochSampler, FieldDataset
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers import DomainSource
-from da_leukemia.data.splits import Split, make_split, released_split
+from da_leukemia.data.images import Memory, Store
+from da_leukemia.data.preparation import Preparation
+from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError
-from da_leukemia.labels import LabelSpace, get_label_space
-
-
-def domain_source(data: Data, name: str) -> DomainSource:
-    """Say where a device of an experiment is to be read from."""
-    domain: Domain = data.domains[name]
-    root = Path(data.root)
-    if domain.format != "leukemiaattri" or domain.root:
-        root = root / (domain.root or name)
-    classes = None if domain.classes is None else tuple(domain.classes)
-    return DomainSource(
-        name,
-        root,
-        labels=domain.annotations,
-        classes=classes,
-        patient_pattern=domain.patient_pattern,
-        patch_order=domain.patch_order,
-    )
-
-
-def no_images(domain: str) -> str:
-    """Say that a device is empty."""
-    return f"{domain}: no images; is data.domains.{domain}.root right?"
-
-
-def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
-    """Read every device and divide them by patient over all of them at once.
-
-    From then on data sets of this process keep their images as ``data.image_cache`` says.
-
-    Raises:
-        ConfigError: settings of the data that cannot be.
-        DataError: a device that cannot be read, or no image on any device.
-    """
-    space = get_label_space(data.label_space)
-    caches = cache_folder(data.cache_dir)
-    indexes = {
-        name: read_cached(domain_source(data, name), domain.format, space, caches)
-        for name, domain in data.domains.items()
-    }
-    if not any(len(index) for index in indexes.values()):
-        raise DataError([no_images(name) for name in indexes])
-    values = list(indexes.values())
-    images.use(data, values)
-    settings = data.split
-    if settings.kind == "released":
-        split = released_split(values, validation=settings.validation, seed=settings.seed)
-    else:
-        split = make_split(
-            values, test=settings.test, validation=settings.validation, seed=settings.seed
-        )
-    return indexes, split
+from da_leukemia.labels import LabelSpace
 
 
 def _finished_epochs(trainer: L.Trainer | None) -> int:
@@ -85,9 +32,10 @@ class DomainDataModule(L.LightningDataModule):
         index: all fields of the device.
         split: division by patient over all devices.
         space: label space.
-        size: side of the network input.
+        how: preparation of the device's images; a number fits them into a square of that side.
         trainer: batch size, epoch length, workers.
-        seed: of the order.
+        seed: of the order and of the windows.
+        store: keeps the decoded images; memory by default.
     """
 
     def __init__(
@@ -95,16 +43,18 @@ class DomainDataModule(L.LightningDataModule):
         index: FieldIndex,
         split: Split,
         space: LabelSpace,
-        size: int,
+        how: Preparation | int,
         trainer: Trainer,
         seed: int = 0,
+        store: Store | None = None,
     ) -> None:
         super().__init__()
         self.domain = index.domain
         self.settings = trainer
         self.seed = seed
+        self.store = Memory() if store is None else store
         self.parts = {
-            part: FieldDataset(list(split.select(index, part)), space, size)
+            part: FieldDataset(list(split.select(index, part)), space, how, self.store, seed * 2)
             for part in ("train", "validation", "test")
         }
 
@@ -125,6 +75,7 @@ class DomainDataModule(L.LightningDataModule):
             epoch,
             # Not by Trainer(max_steps): with it, Lightning resumes in the wrong epoch.
             self.settings.steps,
+            windows=part.how.scaled,
         )
         return DataLoader(
             part,
@@ -139,12 +90,12 @@ class DomainDataModule(L.LightningDataModule):
         return {"source": self._train_loader(self.parts["train"], True, 0)}
 
     def evaluation_loader(self, part: str) -> DataLoader[Any]:
-        """All fields of a part once, in order, with labels."""
+        """All fields of a part once, in order, window by window: images without labels."""
         data = self.parts[part]
         return DataLoader(
-            data,
+            range(len(data.windows)),  # type: ignore[arg-type]
             batch_size=self.settings.batch_size,
-            collate_fn=data.labelled,
+            collate_fn=data.searched,
             num_workers=self.settings.workers,
         )
 
@@ -161,12 +112,22 @@ class AdaptationDataModule(DomainDataModule):
     """A labelled source beside the training fields of a target, of which only images are given."""
 
     def __init__(
-        self, index: FieldIndex, target: FieldIndex, split: Split, **settings: Any
+        self,
+        index: FieldIndex,
+        target: FieldIndex,
+        split: Split,
+        how_target: Preparation | int | None = None,
+        **settings: Any,
     ) -> None:
-        """Take the target's index beside the arguments of `DomainDataModule`."""
+        """Take the target's index and preparation beside the arguments of `DomainDataModule`.
+
+        By default the target's images are prepared as the source's are.
+        """
         super().__init__(index, split, **settings)
         source = self.parts["train"]
-        self.target = FieldDataset(list(split.select(target, "train")), source.space, source.size)
+        how = source.how if how_target is None else how_target
+        images = list(split.select(target, "train"))
+        self.target = FieldDataset(images, source.space, how, self.store, self.seed * 2 + 1)
         self.target_domain = target.domain
 
     def train_dataloader(self) -> Mapping[str, DataLoader[Any]]:

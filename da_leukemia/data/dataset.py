@@ -7,39 +7,55 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
+from da_leukemia.data.batches import VISIBLE, LabelledBatch, Targets, UnlabelledBatch
 from da_leukemia.data.fields import FieldOfView
-from da_leukemia.data.images import Store, fit_scale, new_store
+from da_leukemia.data.images import Memory, Picture, Store
+from da_leukemia.data.preparation import Preparation, Window
 from da_leukemia.labels import LabelSpace
+
+_ON_A_CELL = 0.75
+"""Share of a labelled field's windows that hold a given cell, where the field is larger."""
 
 
 class FieldDataset(Dataset[int]):
     """Fields of one device at network size.
 
-    Items are indices: `labelled` and `unlabelled` make the batch, so that the target of an
+    Items are numbers: `labelled` and `unlabelled` make the batch, so that the target of an
     adaptation can be asked for images only.
+
+    A picture that is larger than the network's input is seen through windows. In training, number
+    ``i + n * len(self)`` is the ``n``-th random window of field ``i``; at test, `windows` lists
+    those that cover each field, and `searched` makes batches of them.
 
     Args:
         fields: what to read.
         space: label space of the fields.
-        size: side of the network input.
-        store: keeps the decoded images; by default as the settings of the data say.
+        how: preparation of the device's images; a number fits them into a square of that side.
+        store: keeps the decoded images; memory by default.
+        seed: of the random windows.
     """
 
     def __init__(
         self,
         fields: Sequence[FieldOfView],
         space: LabelSpace,
-        size: int,
+        how: Preparation | int,
         store: Store | None = None,
+        seed: int = 0,
     ) -> None:
         self.fields = list(fields)
         self.space = space
-        self.size = size
-        self.store = new_store() if store is None else store
+        self.how = Preparation(how) if isinstance(how, int) else how
+        self.size = self.how.size
+        self.store = Memory() if store is None else store
+        self.seed = seed
+        self.windows: list[tuple[int, Window]] = [
+            (i, window)
+            for i, field in enumerate(self.fields)
+            for window in self.how.windows(field.width, field.height)
+        ]
         longest = max((len(f.labels) for f in self.fields), default=0)
         # One padded length for the whole data set: every batch has the same shapes.
         self.max_boxes = max(4, -(-longest // 4) * 4)
@@ -50,23 +66,63 @@ class FieldDataset(Dataset[int]):
     def __getitem__(self, index: int) -> int:
         return index
 
-    def image(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return ``(3, S, S)`` uint8 and the fill colour ``(3,)`` uint8, not to be written to."""
-        return self.store.picture(self.fields[index].image, self.size)
+    def image(self, index: int) -> Picture:
+        """Return ``(3, H, W)`` uint8 and the fill colour ``(3,)`` uint8, not to be written to."""
+        return self.store.picture(self.fields[index].image, self.how)
 
-    def scale(self, index: int) -> float:
-        """Network pixels per original pixel of one field."""
-        return fit_scale(self.fields[index].width, self.fields[index].height, self.size)
+    def factors(self, index: int) -> NDArray[np.float64]:
+        """Picture pixels per original pixel of one field, for ``x0, y0, x1, y1``."""
+        field = self.fields[index]
+        return self.how.placement(field.width, field.height).factors
 
-    def unlabelled(self, indices: Sequence[int]) -> UnlabelledBatch:
+    def _corner(self, number: int, labelled: bool) -> tuple[int, int]:
+        """Return the left and top edge of a training window in its picture."""
+        serial, index = divmod(number, len(self))
+        field = self.fields[index]
+        across, down = self.how.canvas(field.width, field.height)
+        room = np.array([across - self.size, down - self.size])
+        if not room.any():
+            return 0, 0
+        draw = np.random.default_rng((self.seed, serial, index))
+        corner = draw.uniform(0, room + 1)
+        if labelled and len(field.boxes) and draw.random() < _ON_A_CELL:
+            box = field.boxes[draw.integers(len(field.boxes))] * self.factors(index)
+            corner = (box[:2] + box[2:]) / 2 - draw.uniform(0.1, 0.9, 2) * self.size
+        x, y = np.clip(corner.astype(np.int64), 0, room)
+        return int(x), int(y)
+
+    def _batch(
+        self, fields: Sequence[int], corners: Sequence[tuple[int, int]], index: Sequence[int]
+    ) -> UnlabelledBatch:
+        images, fills = zip(*(self.image(i) for i in fields), strict=True)
+        size = self.size
+        cut = [
+            image[:, y : y + size, x : x + size]
+            for image, (x, y) in zip(images, corners, strict=True)
+        ]
+        return UnlabelledBatch(torch.stack(cut), torch.stack(fills), torch.tensor(index))
+
+    def searched(self, numbers: Sequence[int]) -> UnlabelledBatch:
+        """Collate windows by their place in `windows`, which is the ``index`` of the batch."""
+        chosen = [self.windows[n] for n in numbers]
+        return self._batch([i for i, _ in chosen], [(w.x, w.y) for _, w in chosen], numbers)
+
+    def searches(self, batch_size: int) -> Iterator[UnlabelledBatch]:
+        """Yield all windows once, in their order."""
+        for first in range(0, len(self.windows), batch_size):
+            yield self.searched(range(first, min(first + batch_size, len(self.windows))))
+
+    def unlabelled(self, numbers: Sequence[int]) -> UnlabelledBatch:
         """Collate images alone."""
-        images, fills = zip(*(self.image(i) for i in indices), strict=True)
-        return UnlabelledBatch(torch.stack(images), torch.stack(fills), torch.tensor(indices))
+        fields = [n % len(self) for n in numbers]
+        return self._batch(fields, [self._corner(n, False) for n in numbers], fields)
 
-    def labelled(self, indices: Sequence[int]) -> LabelledBatch:
+    def labelled(self, numbers: Sequence[int]) -> LabelledBatch:
         """Collate images and labels."""
-        plain = self.unlabelled(indices)
-        count, width = len(indices), self.max_boxes
+        fields = [n % len(self) for n in numbers]
+        corners = [self._corner(n, True) for n in numbers]
+        plain = self._batch(fields, corners, fields)
+        count, width = len(fields), self.max_boxes
         targets = Targets(
             torch.zeros(count, width, 4),
             torch.full((count, width), -1),
@@ -74,15 +130,31 @@ class FieldDataset(Dataset[int]):
             torch.zeros(count, width, dtype=torch.bool),
             torch.zeros(count, len(self.space.classes), dtype=torch.bool),
         )
-        for row, index in enumerate(indices):
+        for row, (index, corner) in enumerate(zip(fields, corners, strict=True)):
             field = self.fields[index]
-            n = len(field.labels)
-            targets.boxes[row, :n] = torch.from_numpy(field.boxes * self.scale(index))
-            targets.labels[row, :n] = torch.from_numpy(field.labels)
-            targets.attributes[row, :n] = torch.from_numpy(field.attributes)
+            boxes, labels, kept = self._inside(index, corner)
+            n = len(boxes)
+            targets.boxes[row, :n] = torch.from_numpy(boxes)
+            targets.labels[row, :n] = torch.from_numpy(labels)
+            targets.attributes[row, :n] = torch.from_numpy(field.attributes[kept])
             targets.mask[row, :n] = True
             targets.classes[row, list(field.labelled_classes)] = True
         return LabelledBatch(plain.images, plain.fill, plain.index, targets)
+
+    def _inside(
+        self, index: int, corner: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Return boxes and labels in a window, and which of the field's they are."""
+        field = self.fields[index]
+        boxes = (field.boxes * self.factors(index)).astype(np.float32)
+        if self.how.canvas(field.width, field.height) == (self.size, self.size):
+            return boxes, field.labels, np.ones(len(boxes), dtype=bool)
+        moved = boxes - np.array([*corner, *corner], np.float32)
+        cut = moved.clip(0, self.size)
+        area, whole = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (cut, moved))
+        kept = area > 0
+        labels = np.where(area < VISIBLE * whole, -1, field.labels)
+        return cut[kept], labels[kept], kept
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -97,6 +169,7 @@ class EpochSampler(Sampler[list[int]]):
         seed: of the permutations.
         epoch: which stretch of the stream.
         steps: batches of the whole run; the epoch in which they end is shorter.
+        windows: give field ``i``, drawn for the ``n``-th time, the number ``i + n * length``.
     """
 
     def __init__(
@@ -107,6 +180,7 @@ class EpochSampler(Sampler[list[int]]):
         seed: int,
         epoch: int,
         steps: int | None = None,
+        windows: bool = False,
     ) -> None:
         left = batches if steps is None else steps - epoch * batches
         self.length = length
@@ -114,6 +188,7 @@ class EpochSampler(Sampler[list[int]]):
         self.batches = batches
         self.seed = seed
         self.epoch = epoch
+        self.windows = windows
         self._own = min(batches, left) if left > 0 else batches
 
     def __len__(self) -> int:
@@ -123,11 +198,12 @@ class EpochSampler(Sampler[list[int]]):
         return np.random.default_rng((self.seed, number)).permutation(self.length)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield lists of indices."""
+        """Yield lists of numbers (see `FieldDataset`)."""
         first = self.epoch * self.batches * self.batch_size
         last = first + self._own * self.batch_size
         numbers = range(first // self.length, (last - 1) // self.length + 1)
-        stream = np.concatenate([self._permutation(n) for n in numbers])
+        passes = self.length if self.windows else 0
+        stream = np.concatenate([self._permutation(n) + n * passes for n in numbers])
         stream = stream[first - numbers[0] * self.length :]
         for batch in range(self._own):
             yield stream[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()

@@ -1,17 +1,17 @@
-"""Photographs decoded to the network's size, and where they are kept between steps and jobs.
+"""Photographs decoded and prepared, and where they are kept between steps and jobs.
 
 Whatever keeps them, the pixels are the same: a stored image is what `decode` made of the file.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,14 +25,18 @@ from torch import Tensor
 from da_leukemia.config import Data
 from da_leukemia.data.cache import cache_folder, code_version, file_name, file_state
 from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.preparation import Preparation
 from da_leukemia.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
 
 GB = 1 << 30
 
+_PACKAGE = Path(__file__).resolve().parent.parent
+
 Picture = tuple[Tensor, Tensor]
-"""An image ``(3, S, S)`` uint8 and its fill colour ``(3,)`` uint8. Not to be written to."""
+"""An image ``(3, H, W)`` uint8, at least as large as the network's input, and its fill colour
+``(3,)`` uint8. Not to be written to."""
 
 _UNDECODABLE = (
     UnidentifiedImageError,
@@ -65,36 +69,39 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ) from error
 
 
-def fit_scale(width: int, height: int, size: int) -> float:
-    """Scale that fits an image into a square of ``size``, aspect kept."""
-    return size / max(width, height)
+def prepare(image: NDArray[np.uint8], how: Preparation) -> tuple[NDArray[np.uint8], ...]:
+    """Make an image's picture: scaled, corrected, the rest filled with its background colour.
 
-
-def fit(image: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Fit an image into the top left of a square, the rest filled with its background colour.
+    Args:
+        image: ``(H, W, 3)`` in its own pixels.
+        how: of its device.
 
     Returns:
-        The ``(size, size, 3)`` image and the fill colour ``(3,)``: the median, which on a film is
-        the clear background between cells or near it.
+        The picture, at least ``(size, size, 3)``, with the image at its top left, and the fill
+        colour ``(3,)``: the device's background where it is known, else the image's median, which
+        on a film is the clear background between cells or near it.
     """
     height, width = image.shape[:2]
-    scale = fit_scale(width, height, size)
-    new = (max(1, round(width * scale)), max(1, round(height * scale)))
+    place = how.placement(width, height)
+    across, down = how.canvas(width, height)
     # Box + reduce: antialiased and fast; bilinear would alias when a 1440-px photo is shrunk.
-    resized = np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BILINEAR))
-    fill = np.median(resized[::4, ::4].reshape(-1, 3), axis=0).astype(np.uint8)
-    out = np.broadcast_to(fill, (size, size, 3)).copy()
-    out[: new[1], : new[0]] = resized
+    small = Image.fromarray(image).resize((place.width, place.height), Image.Resampling.BILINEAR)
+    resized = how.correct(np.asarray(small))
+    fill = how.fill
+    if fill is None:
+        fill = np.median(resized[::4, ::4].reshape(-1, 3), axis=0).astype(np.uint8)
+    out = np.broadcast_to(fill, (down, across, 3)).copy()
+    out[: place.height, : place.width] = resized
     return out, fill
 
 
-def decode(path: Path, size: int) -> Picture:
-    """Read an image file and fit it.
+def decode(path: Path, how: Preparation) -> Picture:
+    """Read an image file and prepare it.
 
     Raises:
         DataError: missing or unreadable, naming the file.
     """
-    array, fill = fit(read_image(path), size)
+    array, fill = prepare(read_image(path), how)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous(), torch.from_numpy(fill)
 
 
@@ -104,7 +111,7 @@ def decode(path: Path, size: int) -> Picture:
 class Store(Protocol):
     """Gives pictures, decoding those that it does not have."""
 
-    def picture(self, path: Path, size: int) -> Picture:
+    def picture(self, path: Path, how: Preparation) -> Picture:
         """Return a file's picture; `DataError` where it is missing or unreadable."""
 
 
@@ -114,17 +121,17 @@ class Memory:
     def __init__(self, limit: int = 4 * GB) -> None:
         self.limit = limit
         self.bytes = 0
-        self._kept: dict[tuple[Path, int], Picture] = {}
+        self._kept: dict[tuple[Path, str], Picture] = {}
 
-    def picture(self, path: Path, size: int) -> Picture:
+    def picture(self, path: Path, how: Preparation) -> Picture:
         """Return a file's picture; `DataError` where it is missing or unreadable."""
-        found = self._kept.get((path, size))
+        found = self._kept.get((path, how.key))
         if found is not None:
             return found
-        picture = decode(path, size)
+        picture = decode(path, how)
         needed = sum(t.nbytes for t in picture)
         if self.bytes + needed <= self.limit:
-            self._kept[path, size] = picture
+            self._kept[path, how.key] = picture
             self.bytes += needed
         return picture
 
@@ -133,20 +140,20 @@ class PixelFile:
     """The pictures of a domain at one size in one file, mapped into memory and filled on demand.
 
     Layout: one uint64 per picture (0 = not there, else 2^32 + CRC-32 of its row), then the rows:
-    ``3 x S x S`` bytes of the image and 3 of the fill colour. A row counts only where its checksum
+    ``3 x H x W`` bytes of the image and 3 of the fill colour. A row counts only where its checksum
     is right, so jobs fill the file together without locks, and a job that was killed or a machine
     that lost power leave rows that are decoded again.
 
     Args:
         path: of the file, made where it is not there.
         count: pictures.
-        size: side of a picture.
+        shape: ``H, W`` of every picture.
     """
 
-    def __init__(self, path: Path, count: int, size: int) -> None:
+    def __init__(self, path: Path, count: int, shape: tuple[int, int]) -> None:
         self.path = path
         self.count = count
-        self.size = size
+        self.shape = shape
         self._file: int | None = None
         self._bytes: NDArray[np.uint8] = np.zeros(0, np.uint8)
         self._checked: set[int] = set()
@@ -154,7 +161,7 @@ class PixelFile:
     @property
     def row(self) -> int:
         """Bytes of a picture."""
-        return 3 * self.size * self.size + 3
+        return 3 * self.shape[0] * self.shape[1] + 3
 
     @property
     def length(self) -> int:
@@ -163,7 +170,7 @@ class PixelFile:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapping behind: a spawned process maps the file itself."""
-        return {"path": self.path, "count": self.count, "size": self.size}
+        return {"path": self.path, "count": self.count, "shape": self.shape}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -205,7 +212,7 @@ class PixelFile:
             if int.from_bytes(told, "little") != _checksum(row):
                 return None
             self._checked.add(number)
-        image = torch.from_numpy(row[:-3].reshape(3, self.size, self.size))
+        image = torch.from_numpy(row[:-3].reshape(3, *self.shape))
         return image, torch.from_numpy(row[-3:])
 
     def put(self, number: int, picture: Picture) -> None:
@@ -240,88 +247,88 @@ class Disk:
         self._places = dict(places)
         self._otherwise = otherwise
 
-    def picture(self, path: Path, size: int) -> Picture:
+    def picture(self, path: Path, how: Preparation) -> Picture:
         """Return a file's picture; `DataError` where it is missing or unreadable."""
         file, number = self._places.get(path, (None, 0))
-        if file is None or file.size != size:
-            return self._otherwise.picture(path, size)
+        if file is None:
+            return self._otherwise.picture(path, how)
         try:
             found = file.get(number)
             if found is not None:
                 return found
         except OSError as error:
-            return self._give_up(path, size, error)
-        picture = decode(path, size)
+            return self._give_up(path, how, error)
+        picture = decode(path, how)
+        if picture[0].shape[1:] != file.shape:  # its header said otherwise than its labels
+            return picture
         try:
             file.put(number, picture)
         except OSError as error:
-            return self._give_up(path, size, error)
+            return self._give_up(path, how, error)
         return picture
 
-    def _give_up(self, path: Path, size: int, error: OSError) -> Picture:
+    def _give_up(self, path: Path, how: Preparation, error: OSError) -> Picture:
         """Go on without the disk, and say so once."""
         _LOG.warning("the cache of images on disk is not used any more: %s", error)
         self._places = {}
-        return self._otherwise.picture(path, size)
+        return self._otherwise.picture(path, how)
 
 
 # --- what the settings say -----------------------------------------------------------------------
 
-_make: Callable[[], Store] = Memory
 
-
-def new_store() -> Store:
-    """Return what keeps the pictures of a data set, as `use` was told last."""
-    return _make()
-
-
-def use(data: Data, indexes: Sequence[FieldIndex]) -> None:
-    """Keep pictures as ``data.image_cache`` says, in this process and from now on.
-
-    A process works for one experiment; where it does not, only speed depends on this.
+def open_store(
+    data: Data, indexes: Sequence[FieldIndex], prepared: Mapping[str, Preparation]
+) -> Store:
+    """Return what keeps the pictures of an experiment, as ``data.image_cache`` says.
 
     Args:
         data: settings.
         indexes: all fields that will be asked for. Files of other experiments are removed where
             theirs need the room, the ones that were not used for longest first.
+        prepared: how each device's images are prepared.
 
     Raises:
         ConfigError: the pictures do not fit into ``data.disk_cache_gb``, or there is no folder.
     """
-    global _make
-    if data.image_cache == "disk":
-        disk = _disk(data, indexes)
-        _make = lambda: disk  # noqa: E731
-    else:
-        memory = data.memory_cache_gb if data.image_cache == "memory" else 0
-        _make = functools.partial(Memory, int(memory * GB))
-
-
-def _disk(data: Data, indexes: Sequence[FieldIndex]) -> Disk:
+    memory = Memory(int(data.memory_cache_gb * GB) if data.image_cache != "none" else 0)
+    if data.image_cache != "disk":
+        return memory
     caches = cache_folder(data.cache_dir)
     if caches is None:
         raise ConfigError("data.image_cache: disk needs a folder; set data.cache_dir")
     places = {}
     for index in indexes:
-        paths = list(dict.fromkeys(f.image for f in index.fields))
-        if paths:
-            file = _pixel_file(caches / "images", index.domain, paths, data.image_size)
+        how = prepared[index.domain]
+        by_shape: dict[tuple[int, int], dict[Path, None]] = defaultdict(dict)
+        for field in index.fields:
+            by_shape[how.canvas(field.width, field.height)[::-1]][field.image] = None
+        for shape, paths in by_shape.items():
+            file = _pixel_file(caches / "images", index.domain, list(paths), how, shape)
             places.update({path: (file, number) for number, path in enumerate(paths)})
     _make_room(caches / "images", {f.path: f for f, _ in places.values()}, data)
-    return Disk(places, Memory(int(data.memory_cache_gb * GB)))
+    return Disk(places, memory)
 
 
 _DECODER = (
-    code_version([Path(__file__)]),
+    code_version(
+        [
+            Path(__file__),
+            _PACKAGE / "data" / "preparation.py",
+            _PACKAGE / "calibration" / "apply.py",
+        ]
+    ),
     PIL.__version__,
     *(features.version(name) for name in ("libjpeg_turbo", "zlib", "libtiff", "webp")),
 )
 
 
-def _pixel_file(folder: Path, domain: str, paths: Sequence[Path], size: int) -> PixelFile:
-    told = repr((_DECODER, size, [(str(Path.cwd() / p), file_state(p)) for p in paths]))
+def _pixel_file(
+    folder: Path, domain: str, paths: Sequence[Path], how: Preparation, shape: tuple[int, int]
+) -> PixelFile:
+    told = repr((_DECODER, how.key, shape, [(str(Path.cwd() / p), file_state(p)) for p in paths]))
     digest = hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return PixelFile(folder / f"{file_name(domain)}-{size}-{digest}.u8", len(paths), size)
+    return PixelFile(folder / f"{file_name(domain)}-{how.size}-{digest}.u8", len(paths), shape)
 
 
 def _make_room(folder: Path, wanted: Mapping[Path, PixelFile], data: Data) -> None:
@@ -330,8 +337,9 @@ def _make_room(folder: Path, wanted: Mapping[Path, PixelFile], data: Data) -> No
     if needed > limit:
         images = sum(f.count for f in wanted.values())
         raise ConfigError(
-            f"data.disk_cache_gb: {images} images of {data.image_size} px need {needed / GB:.1f} "
-            f"GB, allowed are {data.disk_cache_gb:g}; raise it, or set data.image_cache=memory"
+            f"data.disk_cache_gb: {images} images for an input of {data.image_size} px need "
+            f"{needed / GB:.1f} GB, allowed are {data.disk_cache_gb:g}; raise it, or set "
+            "data.image_cache=memory"
         )
     others = []
     for path in folder.glob("*.u8"):

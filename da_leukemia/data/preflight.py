@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from da_leukemia.config import Data, Experiment
-from da_leukemia.data.cache import audit_once, cache_folder, write_whole
-from da_leukemia.data.datamodules import no_images, read_experiment_data
+from da_leukemia.data.cache import audit_once, cache_folder, read_cached, write_whole
+from da_leukemia.data.experiment import domain_source, no_images, read_experiment_data
 from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.integrity import whole
+from da_leukemia.data.readers import read_domain
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.splits import Split, leaks
-from da_leukemia.errors import ConfigError, DataError, UserError
+from da_leukemia.errors import DataError, UserError
+from da_leukemia.labels import LABEL_SPACES, get_label_space
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,13 +23,15 @@ _SHOWN = 10
 """Leaks that a warning lists; the error lists all."""
 
 
-def preflight(experiment: Experiment) -> None:
+def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     """Read the labels of every device and refuse what would fail or corrupt a result later.
 
     The split is written to ``split.json`` in the sweep's folder, where there is one.
 
+    Returns:
+        All fields of each device, and their division.
+
     Raises:
-        ConfigError: the backbone, its strides or the start weights do not exist.
         DataError: every problem found, with examples; also leaks between the parts of the split.
         UserError: the sweep's folder cannot be written to.
     """
@@ -34,17 +40,22 @@ def preflight(experiment: Experiment) -> None:
         raise DataError(
             f"data.root: {root}: no such folder; give it as data.root=PATH on the command line"
         )
-    _check_detector(experiment)
-    indexes, split = read_experiment_data(experiment.data)
+    try:
+        indexes, split = read_experiment_data(experiment.data)
+    except DataError as error:  # of the first device: say it of all
+        raise DataError(_unreadable(experiment.data) or error.problems) from None
     problems = []
     for name, index in indexes.items():
         problems += _problems(index)
-        parts = {p: len(split.select(index, p)) for p in ("train", "test")}
-        if name in (experiment.tests or []) and not parts["test"]:
-            problems.append(f"{name}: no field in the test part; see data.split")
+        if name in (experiment.tests or []):
+            test = split.select(index, "test")
+            if not len(test):
+                problems.append(f"{name}: no field in the test part; see data.split")
+            elif not any(f.labelled_classes for f in test.fields):
+                problems.append(_nothing_to_score(experiment.data, name))
         if name in (experiment.sources or []):
             train = split.select(index, "train")
-            if not parts["train"]:
+            if not len(train):
                 problems.append(f"{name}: no field in the training part; see data.split")
             elif not any((f.labels >= 0).any() for f in train.fields):
                 problems.append(
@@ -68,6 +79,7 @@ def preflight(experiment: Experiment) -> None:
             write_whole(path, f"{split.to_json()}\n".encode())
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return indexes, split
 
 
 def _leaks(data: Data, indexes: Sequence[FieldIndex], split: Split) -> list[str]:
@@ -96,24 +108,44 @@ def _leaks(data: Data, indexes: Sequence[FieldIndex], split: Split) -> list[str]
     return []
 
 
+def _unreadable(data: Data) -> list[str]:
+    space, caches = get_label_space(data.label_space), cache_folder(data.cache_dir)
+    problems = []
+    for name, domain in data.domains.items():
+        try:
+            problems += _problems(
+                read_cached(domain_source(data, name), domain.format, space, caches)
+            )
+        except DataError as error:
+            problems += error.problems
+    return problems
+
+
 def _problems(index: FieldIndex) -> list[str]:
-    if not len(index):
-        return [no_images(index.domain)]
-    return [
-        f"{index.domain}: {f.message} ({f.count}): {'; '.join(f.examples[:3])}"
-        for f in index.findings
+    log = FindingLog()
+    for finding in index.findings:
+        log.merge(finding)
+    whole(index.fields, log)
+    errors = [
+        f"{index.domain}: {f.message} ({f.count}): {'; '.join(f.examples)}"
+        for f in log.findings()
         if f.severity == "error"
     ]
+    return errors or ([] if len(index) else [no_images(index.domain)])
 
 
-def _check_detector(experiment: Experiment) -> None:
-    """Build the backbone without weights: a misspelt name must not wait for the first job."""
-    from da_leukemia.models.backbone import Backbone
-
-    settings = experiment.detector
-    strides = tuple(sorted(settings.strides))
-    if len(set(strides)) != len(strides):
-        raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
-    Backbone(settings.backbone, strides)
-    if settings.init_from and not Path(settings.init_from).is_file():
-        raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
+def _nothing_to_score(data: Data, name: str) -> str:
+    """Say why a device cannot be tested on, and in which label spaces it could be."""
+    source, fmt = domain_source(data, name), data.domains[name].format
+    known = []
+    for space in LABEL_SPACES.values():
+        boxes = sum(int((f.labels >= 0).sum()) for f in read_domain(source, fmt, space).fields)
+        known += [f"{space.name} ({boxes})"] if boxes else []
+    spaces = ", ".join(known)
+    remedy = f"set data.label_space to one of {spaces}, " if known else ""
+    return (
+        f"{name}: is tested, but has no label of label space {data.label_space!r}; "
+        + (f"its boxes are classes of {spaces}" if known else "it has none of any label space")
+        + f": {remedy}take it out of `tests`, or set data.domains.{name}.labels=none. If its "
+        f"films were searched in vain, say so in data.domains.{name}.classes"
+    )

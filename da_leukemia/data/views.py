@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from da_leukemia.config import Augmentation
-from da_leukemia.data.batches import Targets
+from da_leukemia.data.batches import VISIBLE, Targets
 
 
 def generator_for(seed: int, step: int, purpose: int, device: torch.device) -> torch.Generator:
@@ -82,11 +82,13 @@ def warp_images(images: Tensor, fill: Tensor, geometry: Tensor) -> Tensor:
     return warped + colour
 
 
-def warp_targets(targets: Targets, geometry: Tensor, size: int, visible: float = 0.3) -> Targets:
+def warp_targets(
+    targets: Targets, geometry: Tensor, size: int, visible: float = VISIBLE
+) -> Targets:
     """Apply `weak_geometry` to boxes, clipped to the view.
 
     A box that left the view is dropped; one of which less than ``visible`` is left becomes
-    "ignore" (label -1): its ink is still there, so it must not be learned as background.
+    "ignore" (label -1).
     """
     factor, offset = geometry[:, None, :, 0], geometry[:, None, :, 1]
     a = targets.boxes[..., :2] * factor + offset

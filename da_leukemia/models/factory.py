@@ -39,6 +39,20 @@ def build_detector(settings: Detector, space: LabelSpace) -> OneStageDetector:
     return detector
 
 
+def check_settings(settings: Detector) -> None:
+    """Build the backbone without weights, to learn early what cannot be.
+
+    Raises:
+        ConfigError: the backbone, its strides or the start weights do not exist.
+    """
+    strides = tuple(sorted(settings.strides))
+    if len(set(strides)) != len(strides):
+        raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
+    Backbone(settings.backbone, strides)
+    if settings.init_from and not Path(settings.init_from).is_file():
+        raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
+
+
 def load_weights(detector: OneStageDetector, path: Path) -> None:
     """Start from the tested weights of an earlier run; what does not fit by shape is left out.
 

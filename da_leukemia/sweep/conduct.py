@@ -23,7 +23,7 @@ from da_leukemia.sweep.attempt import WORKER, Busy, attempt
 from da_leukemia.sweep.ledger import State
 from da_leukemia.sweep.plan import label, make_plan, unique
 from da_leukemia.sweep.server import call, start_server
-from da_leukemia.sweep.status import failures_text, survey
+from da_leukemia.sweep.status import count, failures_text, survey
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,30 +44,17 @@ def run_sweep(experiment: Experiment, worker: str = WORKER) -> int:
         UserError: a configuration or data problem, known before a job starts, or a full disk.
     """
     complete(experiment)
-    entries, standings = survey(experiment)
-    jobs = unique(job for job, _ in entries)
-    done = sum(s.state is State.DONE for s in standings.values())
-    ledger.write_plan(experiment, entries)
-    failures: dict[str, str] = {}
-    if done < len(jobs):
-        places = local.slots(experiment)
+    try:
+        with _ended_by_signals():
+            render(experiment)
+            check_data(experiment, make_plan(experiment))
+            jobs, failures = _run_what_is_left(experiment, worker)
+    except KeyboardInterrupt:
         print(
-            f"{len(jobs)} jobs, {done} done; {min(len(places), len(jobs) - done)} at a time; "
-            f"{experiment.folder}",
+            "interrupted; what is done is kept, run the same command again to go on",
             file=sys.stderr,
         )
-        try:
-            with _ended_by_signals():
-                render(experiment)
-                context = start_server(worker, experiment.trainer.threads)
-                call(context, check_data, experiment)
-                failures = local.execute(jobs, experiment.folder, places, context, worker)
-        except KeyboardInterrupt:
-            print(
-                "interrupted; what is done is kept, run the same command again to go on",
-                file=sys.stderr,
-            )
-            return INTERRUPTED
+        return INTERRUPTED
     if len(failures) < len(jobs):
         report(experiment)
     if failures:
@@ -81,15 +68,34 @@ def run_sweep(experiment: Experiment, worker: str = WORKER) -> int:
     return 0
 
 
+def _run_what_is_left(experiment: Experiment, worker: str) -> tuple[dict[str, Job], dict[str, str]]:
+    """Run the jobs that are not done; return all jobs, and the last lines of those that failed."""
+    entries, standings = survey(experiment)
+    jobs = unique(job for job, _ in entries)
+    done = sum(s.state is State.DONE for s in standings.values())
+    ledger.write_plan(experiment, entries)
+    if done == len(jobs):
+        return jobs, {}
+    places = local.slots(experiment)
+    print(
+        f"{count(len(jobs), 'job')}, {done} done; {min(len(places), len(jobs) - done)} at a time; "
+        f"{experiment.folder}",
+        file=sys.stderr,
+    )
+    context = start_server(worker, experiment.trainer.threads)
+    if worker == WORKER:  # another one has a detector of its own
+        call(context, check_detector, experiment)
+    return jobs, local.execute(jobs, experiment.folder, places, context, worker)
+
+
 def run_one(experiment: Experiment, job: Job) -> dict[str, Any]:
     """Run one job of an experiment in this process and return its result.
 
     Raises:
         UserError: a problem with the data, or another process runs the job.
     """
-    if ledger.examine(experiment.folder, job).state is not State.DONE:
-        render(experiment)
-        check_data(experiment)
+    render(experiment)
+    check_data(experiment, [job])
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is loaded
         os.environ.setdefault(name, str(experiment.trainer.threads))
     with _ended_by_signals():
@@ -123,15 +129,40 @@ def render(experiment: Experiment) -> None:
         )
 
 
-def check_data(experiment: Experiment) -> None:
-    """Check the data before any job starts. Imports torch.
+def check_data(experiment: Experiment, jobs: Sequence[Job]) -> None:
+    """Look at the data before any job starts, and at whether finished jobs are of these data.
 
     Raises:
-        UserError: data that no job could use.
+        UserError: data that no job could use, or that finished jobs were not trained on.
     """
+    from da_leukemia.data.devices import measure_devices
     from da_leukemia.data.preflight import preflight
+    from da_leukemia.sweep import outdated
+    from da_leukemia.sweep.facts import Facts
 
-    preflight(experiment)
+    indexes, split = preflight(experiment)
+    devices = {}
+    calibrated = [job.data for job in jobs if job.data.calibration.used]
+    if calibrated:  # what differs between them is what it is used for, not what is measured
+        with bar("measuring devices") as progress:
+            devices = measure_devices(calibrated[0], indexes, split, progress)
+    trainings = unique(jobs)
+    standings = {h: ledger.examine(experiment.folder, j, h) for h, j in trainings.items()}
+    found = outdated.find(trainings, standings, Facts(indexes, split, devices))
+    said = outdated.reopen(experiment, trainings, found)
+    if said:
+        print(said, file=sys.stderr)
+
+
+def check_detector(experiment: Experiment) -> None:
+    """Build the backbone: a misspelt name must not wait for the first job. Imports torch.
+
+    Raises:
+        UserError: the backbone, its strides or the start weights do not exist.
+    """
+    from da_leukemia.models.factory import check_settings
+
+    check_settings(experiment.detector)
 
 
 def report(experiment: Experiment) -> None:

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Experiment, Job, active_components, complete
+from da_leukemia.config import (
+    CALIBRATED,
+    CALIBRATIONS,
+    Calibration,
+    Experiment,
+    Job,
+    active_components,
+    complete,
+)
 from da_leukemia.errors import ConfigError
 
 TARGETED = frozenset({"adversarial", "fourier", "histogram", "mean_teacher"})
 """Components that look at photographs of a target device. A method with none is source-only."""
+
+
+CALIBRATION_MARK = "+"
+"""Between a method and what calibration it was run with, as the matrix calls both."""
+
+
+def calibrated_name(method: str, used: Sequence[str]) -> str:
+    """Return what the matrix calls a method with a calibration: ``fda+scale+colour``.
+
+    All of it together is ``fda+calibrated``.
+    """
+    if tuple(used) == CALIBRATED:
+        used = ["calibrated"]
+    return CALIBRATION_MARK.join([method, *used])
 
 
 def needs_target(method: Method) -> bool:
@@ -22,9 +45,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
     """Lay out every entry of the matrix as a job, source-only ones first.
 
     A method without a component that looks at a target is one job for each source and seed; any
-    other method is one job for each target besides its source. Each job is tested on all
-    ``experiment.tests``. Two methods with the same content give two entries with one hash (see
-    `unique`): one training, two rows.
+    other method is one job for each target besides its source, and all of that once for each value
+    of ``experiment.calibration``. Each job is tested on all ``experiment.tests``. Two methods with
+    the same content give two entries with one hash (see `unique`): one training, two rows.
 
     Raises:
         ConfigError: an unknown name, or a method for which no job is left.
@@ -59,7 +82,8 @@ def make_plan(experiment: Experiment) -> list[Job]:
                     f"besides the source"
                 )
             jobs += [
-                _job(experiment, name, source, target, seed, tests)
+                _job(experiment, name, source, target, seed, tests, calibration)
+                for calibration in calibrations(experiment)
                 for source, target in pairs
                 for seed in seeds
             ]
@@ -70,17 +94,40 @@ def make_plan(experiment: Experiment) -> list[Job]:
     return jobs
 
 
+def calibrations(experiment: Experiment) -> list[Calibration]:
+    """Return the values of the axis `calibration` as settings."""
+    settings = experiment.data.calibration
+    if experiment.calibration is None:
+        return [settings]
+    chosen = [CALIBRATIONS[value] for value in dict.fromkeys(experiment.calibration)]
+    return [
+        dataclasses.replace(
+            settings,
+            scale="scale" in names,
+            illumination="illumination" in names,
+            colour="colour" in names,
+        )
+        for names in chosen
+    ]
+
+
 def _job(
-    experiment: Experiment, name: str, source: str, target: str | None, seed: int, tests: list[str]
+    experiment: Experiment,
+    name: str,
+    source: str,
+    target: str | None,
+    seed: int,
+    tests: list[str],
+    calibration: Calibration,
 ) -> Job:
     return Job(
-        method_name=name,
+        method_name=calibrated_name(name, calibration.used),
         method=experiment.adaptations[name],
         source=source,
         target=target,
         seed=seed,
         tests=tests,
-        data=experiment.data,
+        data=dataclasses.replace(experiment.data, calibration=calibration),
         detector=experiment.detector,
         augmentation=experiment.augmentation,
         trainer=experiment.trainer,

@@ -47,10 +47,14 @@ def plan_text(experiment: Experiment) -> str:
 def summary(experiment: Experiment, standings: Mapping[str, Standing]) -> str:
     """Return one line of counts."""
     counts = ", ".join(f"{n} {state}" for state, n in ledger.count(standings).items() if n)
-    tests = len(set(experiment.tests or experiment.data.domains))
-    jobs = "1 job" if len(standings) == 1 else f"{len(standings)} jobs"
-    devices = "1 device" if tests == 1 else f"{tests} devices"
+    devices = count(len(set(experiment.tests or experiment.data.domains)), "device")
+    jobs = count(len(standings), "job")
     return f"{experiment.folder}: {jobs}, each tested on {devices}: {counts}"
+
+
+def count(number: int, thing: str) -> str:
+    """Return a number with its noun: ``1 job``, ``2 jobs``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def status_text(experiment: Experiment, again: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +19,21 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from da_leukemia.adaptation.build import build_components
-from da_leukemia.config import Job, Trainer, load_job
-from da_leukemia.data.batches import LabelledBatch
-from da_leukemia.data.datamodules import (
-    AdaptationDataModule,
-    DomainDataModule,
-    read_experiment_data,
-)
+from da_leukemia.config import Augmentation, Job, Trainer, load_job
+from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.splits import Split
+from da_leukemia.data.images import Store, open_store
+from da_leukemia.data.preparation import Preparation, preparations
 from da_leukemia.errors import DataError, UserError
 from da_leukemia.evaluation import evaluate
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
 from da_leukemia.models.factory import build_detector
+from da_leukemia.sweep import outdated
+from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
 from da_leukemia.sweep.ledger import write_json
-from da_leukemia.sweep.provenance import data_facts, device_name, fingerprint, versions
+from da_leukemia.sweep.provenance import device_name, versions
 from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.detection import DetectionTask
 from da_leukemia.tasks.samples import sample_fields
@@ -56,14 +56,17 @@ def run_job(folder: Path) -> None:
     job = load_job(folder / "config.yaml")
     torch.set_num_threads(job.trainer.threads)
     _quiet()
-    indexes, split = read_experiment_data(job.data)
-    _forget_other_split(job, folder, indexes, split)
-    write_json(folder / "split.json", json.loads(split.to_json()))
-    facts = data_facts(job, indexes, split)
-    kept = _kept_tests(job, folder, facts, indexes)
+    facts = read_facts(job.data)
+    trained_on = facts.trained_on(job)
+    _forget_other_data(job, folder, trained_on)
+    write_json(folder / "split.json", json.loads(facts.split.to_json()))
+    kept = _kept_tests(job, folder, trained_on, facts)
     missing = [d for d in job.tests if d not in kept]
     if not missing:
         return
+    prepared = preparations(job.data, facts.devices)
+    store = open_store(job.data, list(facts.indexes.values()), prepared)
+    fields = Fields(job, facts, prepared, store)
     task = build_task(job)
     tracker = None
     if job.tracking == "wandb":
@@ -71,13 +74,13 @@ def run_job(folder: Path) -> None:
 
         tracker = start_job(job, folder)
     try:
-        train_seconds = _train(job, task, indexes, split, folder, tracker)
+        train_seconds = _train(job, task, fields, folder, tracker)
         if kept:  # trained before: nothing but the checkpoint was read now
             train_seconds = float(read_result(folder)["timings"]["train_s"])
         log = JobLog(folder, job.trainer.steps)
         log.say("test", job.trainer.steps)
         begun = time.monotonic()
-        tests = kept | test_domains(job, task, indexes, split, folder, missing)
+        tests = kept | test_domains(task, fields, folder, missing)
         result = {
             "version": RESULT_VERSION,
             "job": job.hash,
@@ -90,8 +93,8 @@ def run_job(folder: Path) -> None:
             "tests": tests,
             "config": dataclasses.asdict(job),
             "versions": versions(),
-            "data": facts,
-            "split": split.fingerprint,
+            "data": trained_on,
+            "split": facts.split.fingerprint,
             "device": device_name(),
             "timings": {
                 "train_s": round(train_seconds, 2),
@@ -111,60 +114,58 @@ def run_job(folder: Path) -> None:
             tracker.finish({})
 
 
-def _forget_other_split(
-    job: Job, folder: Path, indexes: dict[str, FieldIndex], split: Split
-) -> None:
-    """Train anew where the division of the data changed under a job.
+@dataclass(frozen=True)
+class Fields:
+    """What a job reads its fields with."""
+
+    job: Job
+    facts: Facts
+    prepared: Mapping[str, Preparation]
+    store: Store
+
+    def part(self, device: str, part: str) -> FieldDataset:
+        """Return a part of a device."""
+        fields = list(self.facts.split.select(self.facts.indexes[device], part))
+        space = get_label_space(self.job.data.label_space)
+        return FieldDataset(fields, space, self.prepared[device], self.store)
+
+
+def _forget_other_data(job: Job, folder: Path, now: Mapping[str, Any]) -> None:
+    """Train anew where the data changed under a job; a finished one the runner has let go before.
 
     The split is made over all devices at once, so a new device may move a patient. A checkpoint
     that was trained on a patient who is tested now must not be used.
     """
-    if _same_division(job, folder, indexes, split):
+    path = folder / TRAINED_ON
+    before: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(path.read_text())
+    changed = outdated.difference(before, now, job)
+    if not changed:
         return
-    print("the split of the data has changed since this job was trained: it starts anew")
-    for stale in (folder / "checkpoints" / "last.ckpt", folder / "result.json"):
+    if any((folder / "checkpoints").glob("*.ckpt")):
+        print(f"changed since this job was trained: {changed}; it starts anew")
+    for stale in [*(folder / "checkpoints").glob("*.ckpt"), folder / "result.json"]:
         stale.unlink(missing_ok=True)
-
-
-def _same_division(job: Job, folder: Path, indexes: dict[str, FieldIndex], split: Split) -> bool:
-    """Whether no field that the job knows has changed its part since it was trained.
-
-    Fields of a device that joined later are new: nobody can have been trained on them.
-    """
-    path = folder / "split.json"
-    if not path.is_file():
-        return True
-    before = Split.from_json(path.read_text())
-    trained = {job.source, job.target}
-    for domain, index in indexes.items():
-        for field in index.fields:
-            try:
-                part = before.part_of(field)
-            except DataError:
-                if domain in trained:
-                    return False
-                continue
-            if part != split.part_of(field):
-                return False
-    return True
+    write_json(path, now)
 
 
 def _kept_tests(
-    job: Job, folder: Path, facts: dict[str, Any], indexes: dict[str, FieldIndex]
+    job: Job, folder: Path, trained_on: Mapping[str, Any], facts: Facts
 ) -> dict[str, Any]:
     """Return the tests of an earlier result on the same data: a new device only adds tests."""
     try:
         earlier = read_result(folder)
     except (OSError, ValueError):
         return {}
-    if earlier.get("job") != job.hash or earlier.get("data") != facts:
+    if earlier.get("job") != job.hash or earlier.get("data") != trained_on:
         return {}
     tests: dict[str, Any] = earlier["tests"]
     return {
         domain: test
         for domain, test in tests.items()
-        if domain in indexes
-        and test.get("fingerprint") == fingerprint(indexes[domain])
+        if domain in facts.indexes
+        and test.get("fingerprint") == facts.tested_on(job, domain)
         and (folder / test["records"]).is_file()
     }
 
@@ -193,19 +194,27 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
     unknown = [d for d in wanted if d not in job.data.domains]
     if unknown:
         raise UserError(f"unknown device {unknown[0]!r}; known: {', '.join(job.data.domains)}")
-    indexes, split = read_experiment_data(job.data)
-    if not _same_division(job, folder, indexes, split):
+    facts = read_facts(job.data)
+    try:
+        before = json.loads((folder / TRAINED_ON).read_text())
+    except (OSError, ValueError):
+        before = {}
+    changed = outdated.difference(before, facts.trained_on(job), job)
+    if changed:
         raise UserError(
-            f"{folder}: the data are divided otherwise than when this job was trained, so it could "
-            "be tested on its own training patients; run the sweep again to train it anew"
+            f"{folder}: changed since this job was trained: {changed}. It could be tested on its "
+            "own training patients; run the sweep again to train it anew"
         )
     task = build_task(job)
     task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    prepared = preparations(job.data, facts.devices)
+    store = open_store(job.data, [facts.indexes[d] for d in wanted], prepared)
+    fields = Fields(job, facts, prepared, store)
     return {
         d: evaluate(
-            predict_domain(job, task, indexes[d], split),
+            predict_domain(task, fields, d),
             get_label_space(job.data.label_space),
-            _labelled(indexes[d]),
+            _labelled(facts.indexes[d]),
         )
         for d in wanted
     }
@@ -225,36 +234,44 @@ def build_task(job: Job) -> DetectionTask:
         detector.to(memory_format=torch.channels_last),
         build_components(job.method, detector),
         trainer=job.trainer,
-        augmentation=job.augmentation,
+        augmentation=_augmentation(job),
         strong=job.method.augmentation == "strong",
         ema=job.method.ema,
         seed=job.seed,
     )
 
 
+def _augmentation(job: Job) -> Augmentation:
+    """Return what the views look like: at a common scale, sizes need to be varied less."""
+    if not job.data.calibration.scale:
+        return job.augmentation
+    return dataclasses.replace(job.augmentation, scale=job.data.calibration.jitter)
+
+
 def _train(
-    job: Job,
-    task: DetectionTask,
-    indexes: dict[str, FieldIndex],
-    split: Split,
-    folder: Path,
-    tracker: TrackedRun | None,
+    job: Job, task: DetectionTask, fields: Fields, folder: Path, tracker: TrackedRun | None
 ) -> float:
     """Fit to the last step, from the last checkpoint if there is one. Returns seconds."""
     begun = time.monotonic()
-    space = get_label_space(job.data.label_space)
+    indexes = fields.facts.indexes
     common: dict[str, Any] = {
-        "split": split,
-        "space": space,
-        "size": job.data.image_size,
+        "split": fields.facts.split,
+        "space": get_label_space(job.data.label_space),
+        "how": fields.prepared[job.source],
         "trainer": job.trainer,
         "seed": job.seed,
+        "store": fields.store,
     }
     source = indexes[job.source]
     needs_target = job.target is not None and len(task.components) > 0
     data: DomainDataModule
     if needs_target and job.target is not None:
-        data = AdaptationDataModule(source, target=indexes[job.target], **common)
+        data = AdaptationDataModule(
+            source,
+            target=indexes[job.target],
+            how_target=fields.prepared[job.target],
+            **common,
+        )
     else:
         data = DomainDataModule(source, **common)
     task.validation = data.parts["validation"]
@@ -322,51 +339,39 @@ def _labelled(index: FieldIndex) -> tuple[int, ...]:
 
 
 def predict_domain(
-    job: Job, task: DetectionTask, index: FieldIndex, split: Split, part: str = "test"
+    task: DetectionTask, fields: Fields, domain: str, part: str = "test"
 ) -> list[FieldRecord]:
     """Detect on every field of a part of a device."""
-    space = get_label_space(job.data.label_space)
-    data = FieldDataset(list(split.select(index, part)), space, job.data.image_size)
+    data = fields.part(domain, part)
     if not len(data):
-        raise DataError(f"{index.domain}: no field to test on; see data.split")
-    task.eval()
-    device = torch.device("cpu")
-    if job.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        device = torch.device("cuda")
-    task.to(device)
-    records: list[FieldRecord] = []
-    for first in range(0, len(data), job.trainer.batch_size):
-        indices = list(range(first, min(first + job.trainer.batch_size, len(data))))
-        batch: LabelledBatch = data.labelled(indices).to(device)
-        records += task.predict_fields(batch, data)
-    return records
+        raise DataError(f"{domain}: no field to test on; see data.split")
+    trainer = fields.job.trainer
+    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    task.eval().to("cuda" if on_gpu else "cpu")
+    return task.predict_fields(data.searches(trainer.batch_size), data)
 
 
 def test_domains(
-    job: Job,
-    task: DetectionTask,
-    indexes: dict[str, FieldIndex],
-    split: Split,
-    folder: Path,
-    domains: Sequence[str],
+    task: DetectionTask, fields: Fields, folder: Path, domains: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Test on each device; write the records and some sample fields beside the result."""
+    job, indexes = fields.job, fields.facts.indexes
     space = get_label_space(job.data.label_space)
     (folder / "records").mkdir(exist_ok=True)
     (folder / "samples").mkdir(exist_ok=True)
     tests = {}
     for domain in domains:
-        records = predict_domain(job, task, indexes[domain], split)
+        records = predict_domain(task, fields, domain)
         path = Path("records") / f"{domain}.npz"
         save_records(folder / path, records)
-        fields = {f.key: f for f in indexes[domain].fields}
-        samples = sample_fields(records, fields, space)
+        by_key = {f.key: f for f in indexes[domain].fields}
+        samples = sample_fields(records, by_key, space)
         write_json(folder / "samples" / f"{domain}.json", samples)
         metrics = evaluate(records, space, _labelled(indexes[domain]))
         tests[domain] = {
             "metrics": metrics,
             "records": str(path),
-            "fingerprint": fingerprint(indexes[domain]),
+            "fingerprint": fields.facts.tested_on(job, domain),
         }
     return tests
 

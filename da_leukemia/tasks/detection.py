@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from da_leukemia.errors import UserError
 from da_leukemia.evaluation.records import FieldRecord
 from da_leukemia.models.ema import MovingAverage
 from da_leukemia.models.one_stage import Detections, OneStageDetector, Outputs
+from da_leukemia.tasks.joining import Join
 from da_leukemia.tasks.metrics import FieldMetric
 
 # Purposes of random numbers (see `generator_for`): the source's do not shift when a target joins,
@@ -75,7 +75,7 @@ class DetectionTask(L.LightningModule):
         needs_average = ema or any(c.needs_teacher for c in components)
         self.ema = MovingAverage(detector, trainer.ema) if needs_average else None
         self.validation: FieldDataset | None = None
-        self._metric: FieldMetric | None = None
+        self._join: Join | None = None
 
     @property
     def tested(self) -> OneStageDetector:
@@ -230,60 +230,45 @@ class DetectionTask(L.LightningModule):
     # --- testing -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict_fields(self, batch: LabelledBatch, data: FieldDataset) -> list[FieldRecord]:
-        """Detect on a batch and return records in pixels of the stored images."""
+    def predict(self, batch: UnlabelledBatch) -> Detections:
+        """Detect in windows; boxes are in their pixels."""
         images = batch.images.float().div(255).contiguous(memory_format=torch.channels_last)
-        outputs = self.tested(images)
-        found = self.tested.decode(outputs)
-        return to_records(found, batch.index.tolist(), data)
+        return self.tested.decode(self.tested(images))
+
+    def predict_fields(
+        self, batches: Iterable[UnlabelledBatch], data: FieldDataset
+    ) -> list[FieldRecord]:
+        """Detect on a data set and return a record of each field, in pixels of the stored images.
+
+        Args:
+            batches: windows of the data set, in its order (see `FieldDataset.searched`).
+            data: the data set.
+        """
+        join = Join(data, self.detector.max_detections)
+        for batch in batches:
+            join.add(self.predict(batch.to(self.device)), batch.index.tolist())
+        return join.finish()
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
         assert self.validation is not None
-        labelled = {c for field in self.validation.fields for c in field.labelled_classes}
-        self._metric = FieldMetric(self.validation.space, sorted(labelled))
+        self._join = Join(self.validation, self.detector.max_detections)
         self.tested.eval()
 
-    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: UnlabelledBatch, batch_idx: int) -> None:
         """Collect detections on the source's validation fields."""
         del batch_idx
-        assert self.validation is not None
-        assert self._metric is not None
-        self._metric.update(self.predict_fields(batch, self.validation))
+        assert self._join is not None
+        self._join.add(self.predict(batch), batch.index.tolist())
 
     def on_validation_epoch_end(self) -> None:
         """Score them."""
-        assert self._metric is not None
-        scores = self._metric.compute()
+        assert self._join is not None
+        assert self.validation is not None
+        labelled = {c for field in self.validation.fields for c in field.labelled_classes}
+        metric = FieldMetric(self.validation.space, sorted(labelled))
+        metric.update(self._join.finish())
+        scores = metric.compute()
         for name in ("ap50", "ap50_95", "attribute_f1"):
             if scores[name] is not None:
                 self.log(f"val/{name}", float(scores[name]))
-
-
-def to_records(found: Detections, indices: Sequence[int], data: FieldDataset) -> list[FieldRecord]:
-    """Map detections of a batch back to the stored images and put the truth beside them."""
-    boxes, scores = found.boxes.float().cpu().numpy(), found.scores.float().cpu().numpy()
-    labels, mask = found.labels.cpu().numpy(), found.mask.cpu().numpy()
-    attributes = found.attributes.float().cpu().numpy()
-    records = []
-    for row, index in enumerate(indices):
-        field = data.fields[index]
-        real = mask[row]
-        # The square input may reach past the image: nothing is found outside it.
-        limit = np.array([field.width, field.height] * 2, np.float32)
-        inside = np.clip(boxes[row][real] / data.scale(index), 0, limit)
-        records.append(
-            FieldRecord(
-                key=field.key,
-                group=field.group,
-                true_boxes=field.boxes,
-                true_labels=field.labels,
-                true_attributes=field.attributes,
-                boxes=inside.astype(np.float32),
-                scores=scores[row][real],
-                labels=labels[row][real],
-                attribute_probs=attributes[row][real],
-                region=field.annotated_region,
-            )
-        )
-    return records

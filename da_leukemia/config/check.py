@@ -1,0 +1,134 @@
+"""What is wrong with settings: unknown keys, wrong values, numbers that cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from da_leukemia.adaptation.settings import COMPONENTS, Method
+from da_leukemia.config.schema import CALIBRATIONS, Experiment
+from da_leukemia.errors import did_you_mean
+
+
+def _strip_optional(hint: Any) -> Any:
+    arguments = [a for a in typing.get_args(hint) if a is not type(None)]
+    is_union = type(None) in typing.get_args(hint)
+    return arguments[0] if is_union and arguments else hint
+
+
+def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
+    """Yield every unknown key and wrong value of ``given`` against a dataclass."""
+    hints = typing.get_type_hints(schema)
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for key, value in given.items():
+        where = f"{at}{key}"
+        if key not in fields:
+            yield f"{where}: unknown key{did_you_mean(str(key), fields)}"
+            continue
+        hint = _strip_optional(hints[key])
+        if dataclasses.is_dataclass(hint):
+            if isinstance(value, Mapping):
+                yield from problems(typing.cast(type, hint), value, f"{where}.")
+            else:
+                yield f"{where}: expected a section of settings, got {value!r}"
+            continue
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is dict and dataclasses.is_dataclass(arguments[1]):
+            if not isinstance(value, Mapping):
+                yield f"{where}: expected names with settings, got {value!r}"
+                continue
+            for name, inner in value.items():
+                if inner is None:
+                    continue
+                if isinstance(inner, Mapping):
+                    yield from problems(typing.cast(type, arguments[1]), inner, f"{where}.{name}.")
+                else:
+                    yield f"{where}.{name}: expected a section of settings, got {inner!r}"
+            continue
+        choices = fields[key].metadata.get("choices")
+        if choices and value not in choices:
+            yield f"{where}: unknown value {value!r}{did_you_mean(str(value), choices)}"
+            continue
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+        except OmegaConfBaseException:
+            wanted = getattr(hint, "__name__", str(hint)) if not arguments else str(hint)
+            yield f"{where}: expected {wanted}, got {value!r}"
+
+
+def check_method(name: str, method: Method) -> list[str]:
+    """Return every problem in a method's list of components."""
+    found = []
+    for position, settings in enumerate(method.components):
+        where = f"adaptations.{name}.components[{position}]"
+        kind = settings.get("name")
+        if kind not in COMPONENTS:
+            found.append(
+                f"{where}.name: unknown component {kind!r}{did_you_mean(str(kind), COMPONENTS)}"
+            )
+            continue
+        given = {k: v for k, v in settings.items() if k != "name"}
+        found += problems(COMPONENTS[str(kind)], given, f"{where}.")
+    return found
+
+
+def check_calibration(experiment: Experiment) -> list[str]:
+    """Return every problem of the calibration's settings and of its axis."""
+    settings = experiment.data.calibration
+    found = [
+        f"calibration: unknown value {value!r}{did_you_mean(value, CALIBRATIONS)}"
+        for value in experiment.calibration or []
+        if value not in CALIBRATIONS
+    ]
+    if experiment.calibration is not None and settings.used:
+        found.append(
+            f"data.calibration.{settings.used[0]}: the axis `calibration` of the experiment "
+            "switches it, too; use one of them"
+        )
+    if experiment.calibration == []:
+        found.append("calibration: empty; name at least one of none, default, ...")
+    if settings.view_um <= 0:
+        found.append(f"data.calibration.view_um: expected a length in um, got {settings.view_um}")
+    if len(settings.jitter) != 2 or not 0 < settings.jitter[0] <= settings.jitter[1]:
+        found.append("data.calibration.jitter: expected [smallest, largest], both above 0")
+    if settings.images < 1:
+        found.append(f"data.calibration.images: expected at least 1, got {settings.images}")
+    return found
+
+
+def check_numbers(experiment: Experiment) -> list[str]:
+    """Return every number of an experiment that cannot be."""
+    problems = []
+    data, trainer, detector = experiment.data, experiment.trainer, experiment.detector
+    if min(detector.strides, default=0) < 1:
+        problems.append(f"detector.strides: expected numbers above 0, got {detector.strides}")
+    elif data.image_size % max(detector.strides) or data.image_size <= 0:
+        problems.append(
+            f"data.image_size: {data.image_size} is no positive multiple of the largest stride "
+            f"{max(detector.strides)}"
+        )
+    problems += [
+        f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
+        for key in ("steps", "epoch_steps", "batch_size", "threads")
+        if getattr(trainer, key) < 1
+    ]
+    if not 0 < data.split.test < 1 or not 0 <= data.split.validation < 1 - data.split.test:
+        problems.append(
+            "data.split: expected 0 < test < 1 and 0 <= validation < 1 - test, got "
+            f"test={data.split.test}, validation={data.split.validation}"
+        )
+    if len(experiment.augmentation.scale) != 2 or min(experiment.augmentation.scale) <= 0:
+        problems.append("augmentation.scale: expected [smallest, largest], both above 0")
+    if not experiment.seeds:
+        problems.append("seeds: empty; name at least one")
+    if experiment.name in ("", "..") or Path(experiment.name).name != experiment.name:
+        problems.append(f"name: {experiment.name!r} cannot be the name of a folder")
+    if experiment.processes is not None and experiment.processes < 1:
+        problems.append(f"processes: expected at least 1, got {experiment.processes}")
+    return problems

@@ -1,0 +1,207 @@
+"""How files and overrides become an experiment.
+
+``extends:`` files first, then the experiment file, then ``key=value`` overrides, all through
+OmegaConf. Every unknown key and wrong value is reported at once, with a suggestion.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from da_leukemia.adaptation.settings import Method
+from da_leukemia.config.check import check_calibration, check_method, check_numbers
+from da_leukemia.config.check import problems as problems_of
+from da_leukemia.config.schema import Experiment, Job
+from da_leukemia.errors import ConfigError, did_you_mean
+
+_GROUPS = ("trainer", "detector", "data", "augmentation")
+"""``trainer=smoke`` merges ``configs/trainer/smoke.yaml``; these keys are such groups."""
+
+
+def shipped(kind: str) -> Path:
+    """Return the folder ``configs`` or ``experiments``, of the checkout or of the installation."""
+    package = Path(__file__).resolve().parent.parent
+    beside = package.parent / kind
+    return beside if beside.is_dir() else package / "_shipped" / kind
+
+
+def _config_folders(near: Path | None) -> list[Path]:
+    folders = []
+    if near is not None:
+        folders += [near.parent / "configs", near.parent.parent / "configs"]
+    return [*folders, Path.cwd() / "configs", shipped("configs")]
+
+
+def _find(group: str, name: str, near: Path | None, what: str) -> Path:
+    for folder in _config_folders(near):
+        path = folder / group / f"{name}.yaml"
+        if path.is_file():
+            return path
+    known = {p.stem for f in _config_folders(near) for p in (f / group).glob("*.yaml")}
+    raise ConfigError(f"{what}: unknown {name!r}{did_you_mean(name, known)}")
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        experiments = {p.name: p for p in shipped("experiments").glob("*.yaml")}
+        raise ConfigError(f"{path}: no such file{did_you_mean(path.name, experiments)}")
+    try:
+        loaded = OmegaConf.load(path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error})") from error
+    except Exception as error:  # the YAML parser's own hierarchy is not public
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    content = OmegaConf.to_container(loaded)
+    if content is None or content == {}:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines at the top level")
+    return {str(k): v for k, v in content.items()}
+
+
+def _load_extended(path: Path, chain: tuple[Path, ...] = ()) -> DictConfig:
+    path = path.resolve()
+    if path in chain:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(map(str, chain))}")
+    content = _load_yaml(path)
+    bases = content.pop("extends", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: extends: expected a file or a list of files, got {bases!r}")
+    merged = OmegaConf.create({})
+    for base in bases:
+        extended = _load_extended(path.parent / base, (*chain, path))
+        merged = typing.cast(DictConfig, OmegaConf.merge(merged, extended))
+    return typing.cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(content)))
+
+
+def _typed(schema: type, given: Mapping[str, Any]) -> Any:
+    given = {
+        key: ({n: (v or {}) for n, v in value.items()} if key in ("adaptations",) else value)
+        for key, value in given.items()
+    }
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+
+
+def load_method(name: str, near: Path | None = None) -> Method:
+    """Load ``configs/adaptation/NAME.yaml``.
+
+    Raises:
+        ConfigError: no such method, or a file with problems.
+    """
+    path = _find("adaptation", name, near, "methods")
+    content = OmegaConf.to_container(_load_extended(path), resolve=True)
+    assert isinstance(content, dict)
+    given = {str(k): v for k, v in content.items()}
+    problems = list(problems_of(Method, given, f"{path.name}: "))
+    if problems:
+        raise ConfigError(problems)
+    method: Method = _typed(Method, given)
+    return method
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and apply ``key=value`` overrides.
+
+    Raises:
+        ConfigError: with every problem that was found, each with what was expected.
+    """
+    path = Path(path)
+    if not path.exists() and (shipped("experiments") / path.name).is_file():
+        path = shipped("experiments") / path.name
+    merged = _load_extended(path)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"{override!r}: expected key=value")
+        if key in _GROUPS:
+            piece = _load_extended(_find(key, value, path, key))
+        else:
+            try:
+                piece = OmegaConf.from_dotlist([override])
+            except Exception as error:  # YAML errors inside a value
+                raise ConfigError(f"{override!r}: cannot be read: {error}") from error
+        merged = typing.cast(DictConfig, OmegaConf.merge(merged, piece))
+    try:
+        content = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error}") from error
+    assert isinstance(content, dict)
+    given = {str(k): v for k, v in content.items()}
+    domains = given.get("data", {}).get("domains") if isinstance(given.get("data"), dict) else None
+    if isinstance(domains, dict):
+        given["data"]["domains"] = {n: ({} if d is None else d) for n, d in domains.items()}
+    problems = [f"{path}: {p}" for p in problems_of(Experiment, given, "")]
+    if problems:
+        raise ConfigError(problems)
+    experiment: Experiment = _typed(Experiment, given)
+    complete(experiment, path)
+    return experiment
+
+
+def complete(experiment: Experiment, path: Path | None = None) -> None:
+    """Fill the defaults that depend on other settings and check names against each other.
+
+    Args:
+        experiment: filled in place; doing so again changes nothing.
+        path: its file, near which methods are looked for and which problems name.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    problems = []
+    domains = experiment.data.domains
+    labelled = [name for name, d in domains.items() if d.labels == "all"]
+    if not domains:
+        problems.append("data.domains: empty; name at least one device")
+    experiment.sources = labelled if experiment.sources is None else experiment.sources
+    if experiment.tests is None:
+        experiment.tests = [name for name, d in domains.items() if d.labels != "none"]
+    if experiment.targets is None:
+        blind = [name for name, d in domains.items() if d.labels == "none"]
+        experiment.targets = [*experiment.tests, *blind]
+    problems += check_calibration(experiment)
+    for key in ("sources", "tests", "targets"):
+        for name in getattr(experiment, key):
+            if name not in domains:
+                problems.append(f"{key}: unknown device {name!r}{did_you_mean(name, domains)}")
+                continue
+            labels = domains[name].labels
+            if key == "sources" and labels != "all":
+                problems.append(f"sources: {name!r} has labels: {labels}, it cannot be trained on")
+            if key == "tests" and labels == "none":
+                problems.append(f"tests: {name!r} has labels: none, it cannot be scored")
+    for name in experiment.methods:
+        try:
+            if name not in experiment.adaptations:
+                experiment.adaptations[name] = load_method(name, path)
+            problems += check_method(name, experiment.adaptations[name])
+        except ConfigError as error:
+            problems += error.problems
+    problems += check_numbers(experiment)
+    if problems:
+        raise ConfigError([f"{path}: {p}" if path else p for p in problems])
+
+
+def save_experiment(experiment: Experiment, path: Path) -> None:
+    """Write an experiment as YAML that `load_experiment` reads back without other files."""
+    OmegaConf.save(OmegaConf.structured(experiment), path)
+
+
+def save_job(job: Job, path: Path) -> None:
+    """Write a job as YAML."""
+    OmegaConf.save(OmegaConf.structured(job), path)
+
+
+def load_job(path: Path) -> Job:
+    """Read a job written by `save_job`."""
+    given = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(given, dict)
+    job: Job = _typed(Job, {str(k): v for k, v in given.items()})
+    return job

@@ -1,0 +1,263 @@
+"""What an experiment is: its settings with their defaults, and a job's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from da_leukemia.adaptation.settings import COMPONENTS, STRENGTH, Method
+from da_leukemia.labels import LABEL_SPACES
+
+IDENTITY_VERSION = 1
+"""Raised when the meaning of a setting changes, so that old results are not taken for new ones."""
+
+
+def _choice(default: str, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": (default, *choices)})
+
+
+@dataclass
+class Domain:
+    """One device: where its photographs are and what of its labels may be used."""
+
+    format: str = _choice("coco", "leukemiaattri", "sparse", "m5", "raabin", "voc", "yolo")
+    root: str = ""  # relative to data.root; empty = the domain's name (leukemiaattri: data.root)
+    annotations: str = "auto"  # label file relative to root
+    classes: list[str] | None = None  # the classes it labels; null = what its files say
+    # test_only: scored, never trained on; none: only adapted to
+    labels: str = _choice("all", "test_only", "none")
+    calibration: str = (
+        "auto"  # file of `da-leukemia calibrate`, relative to data.root; auto: measured
+    )
+    patient_pattern: str | None = None  # regex with a group `patient`, over the file name
+    patch_order: str = _choice("auto", "x1y1x2y2", "x1x2y1y2")  # columns of a sparse label's patch
+
+
+@dataclass
+class Split:
+    """Division by patient (or field where there are none) over all devices at once."""
+
+    kind: str = _choice("patient", "released")
+    test: float = 0.3
+    validation: float = 0.1
+    seed: int = 0
+    allow_leaks: bool = False  # patients or images in two parts are then only a warning
+
+
+@dataclass
+class Simulation:
+    """Render the data first. Devices are the keys of `data.domains`. 0 patients = no rendering."""
+
+    patients: int = 0
+    fields_per_patient: int = 8
+    seed: int = 0
+
+
+@dataclass
+class Calibration:
+    """What a device's calibration is used for; what is unknown leaves its images alone.
+
+    The experiment's ``calibration: [none, default]`` switches these as an axis of the matrix.
+    See docs/calibration.md.
+    """
+
+    scale: bool = False  # bring devices to a common number of pixels per um
+    illumination: bool = False  # even out the lamp
+    colour: bool = False  # bring background and red cells to common colours
+    view_um: float = 85.0  # side of the network's view, um, where the scale is applied
+    jitter: list[float] = field(default_factory=lambda: [0.8, 1.25])  # then for augmentation.scale
+    images: int = 50  # unlabelled training images of a device that are measured
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """What is switched on."""
+        return tuple(name for name in CALIBRATED if getattr(self, name))
+
+
+CALIBRATED = ("scale", "illumination", "colour")
+
+CALIBRATIONS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "default": CALIBRATED,
+    **{name: (name,) for name in CALIBRATED},
+}
+"""What each value of the axis `calibration` switches on."""
+
+
+@dataclass
+class Data:
+    """Devices, label space and training size."""
+
+    root: str = "data"
+    label_space: str = field(default="wbc", metadata={"choices": tuple(LABEL_SPACES)})
+    image_size: int = 320  # square network input; images are fitted into it, aspect kept
+    cache_dir: str = "auto"  # of what was read once; auto: ~/.cache/da_leukemia, "": none
+    image_cache: str = _choice("memory", "disk", "none")  # of images at training size
+    memory_cache_gb: float = 4.0  # of a data set; images beyond it are decoded each time
+    disk_cache_gb: float = 20.0  # of all experiments; unused files make room
+    domains: dict[str, Domain] = field(default_factory=dict)
+    split: Split = field(default_factory=Split)
+    calibration: Calibration = field(default_factory=Calibration)
+    simulate: Simulation = field(default_factory=Simulation)
+
+
+@dataclass
+class Detector:
+    """The one-stage multi-task detector."""
+
+    backbone: str = "mobilenetv4_conv_small"
+    pretrained: bool = False  # download ImageNet weights
+    init_from: str | None = None  # a checkpoint of ours to start from
+    channels: int = 96  # of the pyramid and heads
+    depth: int = 2  # convolutions in each head
+    strides: list[int] = field(default_factory=lambda: [8, 16, 32])
+    attribute_weight: float = 0.2  # 0 = no attribute head
+    attribute_gradient: float = 0.1  # share of the attribute gradient that reaches the backbone
+    score_threshold: float = 0.01
+    nms_iou: float = 0.6
+    max_detections: int = 100
+
+
+@dataclass
+class Augmentation:
+    """Weak = geometry only. Strong = the same geometry, then optics and colour on top."""
+
+    flip: float = 0.5
+    scale: list[float] = field(default_factory=lambda: [0.75, 1.33])
+    translate: float = 0.1  # share of the image side
+    brightness: float = 0.25
+    contrast: float = 0.25
+    saturation: float = 0.25
+    hue: float = 0.03
+    grey: float = 0.0  # probability
+    blur: float = 0.3  # probability
+    blur_sigma: float = 1.5  # largest, in pixels of the network input
+    noise: float = 0.02  # largest standard deviation, image in 0..1
+
+
+@dataclass
+class Trainer:
+    """Budget and optimisation."""
+
+    steps: int = 2000
+    epoch_steps: int = 100  # between checkpoints and validations
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05  # share of steps
+    clip: float = 5.0  # gradient norm
+    ema: float = 0.999  # ramped: min(ema, (1 + t) / (10 + t))
+    validate_every: int = 5  # epochs between validations on the source; 0 = never
+    threads: int = 1  # CPU threads of a job
+    workers: int = 0  # data-loader processes; fields are held in memory, so 0 is fastest
+    accelerator: str = _choice("auto", "cpu", "gpu")
+    precision: str = _choice("auto", "32-true", "bf16-mixed")
+    compile: bool = False
+    deterministic: bool = True
+
+
+@dataclass
+class Experiment:
+    """One sweep: a grid of methods x sources x targets x seeds."""
+
+    name: str = "experiment"
+    runs_dir: str = "runs"
+    data: Data = field(default_factory=Data)
+    detector: Detector = field(default_factory=Detector)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    trainer: Trainer = field(default_factory=Trainer)
+    sources: list[str] | None = None  # default: every domain with labels
+    targets: list[str] | None = None  # default: the tests
+    tests: list[str] | None = None  # default: every domain
+    methods: list[str] = field(default_factory=lambda: ["fair_source_only"])
+    calibration: list[str] | None = None  # an axis like methods; default: data.calibration
+    adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
+    seeds: list[int] = field(default_factory=lambda: [0])
+    tracking: str = _choice("none", "wandb")
+    executor: str = _choice("local")
+    changed_data: str = _choice("stop", "retrain")  # where finished jobs were trained on other data
+    processes: int | None = None  # jobs at a time; default: CPU cores / trainer.threads, or GPUs
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep lives: ``runs_dir/name``."""
+        return Path(self.runs_dir) / self.name
+
+
+def active_components(method: Method) -> list[dict[str, Any]]:
+    """Return the components of a method whose strength is not zero."""
+    active = []
+    for settings in method.components:
+        kind = str(settings["name"])
+        full = dataclasses.asdict(
+            COMPONENTS[kind](**{k: v for k, v in settings.items() if k != "name"})
+        )
+        if full[STRENGTH[kind]] != 0:
+            active.append({"name": kind, **full})
+    return active
+
+
+def _identity_of(calibration: Calibration) -> dict[str, Any]:
+    """Return what of a calibration decides a training; nothing where none is used."""
+    settings = dataclasses.asdict(calibration)
+    if not calibration.used:
+        return {}
+    if not calibration.scale:
+        del settings["view_um"], settings["jitter"]
+    return settings
+
+
+@dataclass
+class Job:
+    """One training and its tests. Written to ``config.yaml`` in the job's folder.
+
+    Attributes:
+        method_name: how the matrix calls it; no part of the identity.
+        source: device it learns from, with labels.
+        target: device it looks at without labels, None for source-only.
+        tests: devices it is tested on; no part of the identity, so a new one only adds tests.
+    """
+
+    method_name: str
+    method: Method
+    source: str
+    target: str | None
+    seed: int
+    tests: list[str]
+    data: Data
+    detector: Detector
+    augmentation: Augmentation
+    trainer: Trainer
+    tracking: str = "none"
+    sweep: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Content hash without names, paths, devices and workers (12 hexadecimal digits)."""
+        identity = dataclasses.asdict(self)
+        identity["method"]["components"] = active_components(self.method)
+        for key in ("method_name", "tests", "tracking", "sweep"):
+            del identity[key]
+        for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
+            del identity["trainer"][key]
+        for key in ("root", "cache_dir", "image_cache", "memory_cache_gb", "disk_cache_gb"):
+            del identity["data"][key]
+        del identity["data"]["split"]["allow_leaks"]
+        identity["data"]["calibration"] = _identity_of(self.data.calibration)
+        if not identity["data"]["calibration"]:
+            del identity["data"]["calibration"]
+        seen = [self.source] + ([self.target] if self.target else [])
+        domains = {name: identity["data"]["domains"][name] for name in seen}
+        for domain in domains.values():
+            for key in ("root", "annotations", "calibration"):
+                del domain[key]
+            if domain["patch_order"] == "auto":  # as before there was this setting
+                del domain["patch_order"]
+        identity["data"]["domains"] = domains
+        identity["version"] = IDENTITY_VERSION
+        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,61 @@
+"""An experiment's data: every device read, and divided over all of them at once. Free of torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from da_leukemia.config import Data, Domain
+from da_leukemia.data.cache import cache_folder, read_cached
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.readers import DomainSource
+from da_leukemia.data.splits import Split, make_split, released_split
+from da_leukemia.errors import DataError
+from da_leukemia.labels import get_label_space
+
+
+def domain_source(data: Data, name: str) -> DomainSource:
+    """Say where a device of an experiment is to be read from."""
+    domain: Domain = data.domains[name]
+    root = Path(data.root)
+    if domain.format != "leukemiaattri" or domain.root:
+        root = root / (domain.root or name)
+    classes = None if domain.classes is None else tuple(domain.classes)
+    return DomainSource(
+        name,
+        root,
+        labels=domain.annotations,
+        classes=classes,
+        patient_pattern=domain.patient_pattern,
+        patch_order=domain.patch_order,
+    )
+
+
+def no_images(domain: str) -> str:
+    """Say that a device is empty."""
+    return f"{domain}: no images; is data.domains.{domain}.root right?"
+
+
+def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
+    """Read every device and divide them by patient over all of them at once.
+
+    Raises:
+        ConfigError: settings of the data that cannot be.
+        DataError: a device that cannot be read, or no image on any device.
+    """
+    space = get_label_space(data.label_space)
+    caches = cache_folder(data.cache_dir)
+    indexes = {
+        name: read_cached(domain_source(data, name), domain.format, space, caches)
+        for name, domain in data.domains.items()
+    }
+    if not any(len(index) for index in indexes.values()):
+        raise DataError([no_images(name) for name in indexes])
+    values = list(indexes.values())
+    settings = data.split
+    if settings.kind == "released":
+        split = released_split(values, validation=settings.validation, seed=settings.seed)
+    else:
+        split = make_split(
+            values, test=settings.test, validation=settings.validation, seed=settings.seed
+        )
+    return indexes, split

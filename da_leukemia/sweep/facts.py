@@ -1,0 +1,119 @@
+"""What a job was trained and tested on, so that a result of other data is not taken for its own.
+
+Free of torch: the runner compares before it believes that a job is done, the worker before it goes
+on from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from da_leukemia.calibration.record import Calibration
+from da_leukemia.config import Data, Job
+from da_leukemia.data.devices import Progress, measure_devices
+from da_leukemia.data.experiment import read_experiment_data
+from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.splits import Split
+
+TRAINED_ON = "trained_on.json"
+"""In a job's folder: `Facts.trained_on` of its checkpoint."""
+
+
+class Facts:
+    """An experiment's data as they are now.
+
+    Attributes:
+        indexes: all fields of each device.
+        split: their division.
+        devices: calibration of each device; empty where none is used.
+    """
+
+    def __init__(
+        self,
+        indexes: Mapping[str, FieldIndex],
+        split: Split,
+        devices: Mapping[str, Calibration],
+    ) -> None:
+        self.indexes = indexes
+        self.split = split
+        self.devices = devices
+        self._prints: dict[tuple[str, str, bool], str] = {}
+
+    def trained_on(self, job: Job) -> dict[str, Any]:
+        """Return what a job learns from, for its result."""
+        train = self.split.select(self.indexes[job.source], "train")
+        facts: dict[str, Any] = {
+            "fingerprint": self._print(job.source, "train", labels=True),
+            "train_fields": len(train),
+            "train_boxes": sum(len(f.labels) for f in train.fields),
+        }
+        seen = [job.source]
+        if job.target is not None:
+            facts["target_fingerprint"] = self._print(job.target, "train", labels=False)
+            facts["target_images"] = len(self.split.select(self.indexes[job.target], "train"))
+            seen.append(job.target)
+        if job.data.calibration.used:
+            told = {name: self.devices[name].to_dict() for name in seen}
+            facts["calibration"] = json.loads(json.dumps(told))
+        return facts
+
+    def tested_on(self, job: Job, device: str) -> str:
+        """Return a fingerprint of what a job is tested on."""
+        found = self._print(device, "test", labels=True)
+        if not job.data.calibration.used:
+            return found
+        told = f"{found} {json.dumps(self.devices[device].to_dict())}"
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def _print(self, device: str, part: str, labels: bool) -> str:
+        key = (device, part, labels)
+        if key not in self._prints:
+            self._prints[key] = fingerprint(self.split.select(self.indexes[device], part), labels)
+        return self._prints[key]
+
+
+def read_facts(data: Data, progress: Progress | None = None) -> Facts:
+    """Read and divide every device, and measure those that are to be calibrated.
+
+    Args:
+        data: settings.
+        progress: of the measuring, called with (devices done, devices).
+
+    Raises:
+        ConfigError: settings of the data that cannot be.
+        DataError: a device that cannot be read.
+    """
+    indexes, split = read_experiment_data(data)
+    return Facts(indexes, split, measure_devices(data, indexes, split, progress))
+
+
+def fingerprint(index: FieldIndex, labels: bool = True) -> str:
+    """Hash the names, image sizes and labels of fields, in an order of their own.
+
+    Of an image its length in bytes counts: reading all of them would take minutes, and times of
+    change do not survive a copy.
+
+    Args:
+        index: the fields.
+        labels: False for fields of which only the images are used.
+    """
+    digest = hashlib.sha256()
+    for field in sorted(index.fields, key=lambda f: f.key):
+        told = (field.key, field.width, field.height, _bytes(field.image))
+        digest.update(repr(told).encode("utf-8", "surrogateescape"))
+        if labels:
+            digest.update(field.boxes.tobytes() + field.labels.tobytes())
+            digest.update(field.attributes.tobytes())
+            digest.update(repr((field.labelled_classes, field.annotated_region)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _bytes(image: Path) -> int:
+    try:
+        return image.stat().st_size
+    except OSError:
+        return -1
