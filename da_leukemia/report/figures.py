@@ -12,6 +12,7 @@ from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.headlines import METRIC_MEANINGS, metric_name
 from da_leukemia.report.tables import percent
 from da_leukemia.sweep.matrix import View
+from da_leukemia.sweep.plan import calibration_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,9 +85,12 @@ def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
         y = height - 0.35 - (i // across) * (head + high + below) - head - high
         axes = figure.add_axes((x / width, y / height, wide / width, high / height))
         _heat_map(axes, view, top, size, turn, first=i % across == 0)
-        note = "no image of the test device" if not view.adapted else "adapted to the test device"
+        note = "adapted" if view.adapted else "calibrated" if calibration_of(view.method) else ""
         if metric == HEADLINE and closed.get(view.method) is not None:
-            note = f"adapted; gap closed: {percent(closed[view.method])}"
+            note += f"; gap closed: {percent(closed[view.method])}"
+        elif note:
+            note += " to the test device"
+        note = note or "no image of the test device"
         axes.set_title(view.method, loc="left", fontsize=12, fontweight="bold", pad=22)
         axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=8.5, color="#555555")
     bar = figure.add_axes(((width - 0.85) / width, y / height, 0.16 / width, high / height))

@@ -1,10 +1,10 @@
-"""How much of the cross-device loss an adapted method wins back, and where that can be said.
+"""How much of the cross-device loss a method wins back, and where that can be said.
 
-Gap closed = (adapted - fair source-only) / (oracle - fair source-only), all three tested on the
-same device. *Fair source-only* has the same steps, size, augmentation and EMA and saw no image of
-the target; the *oracle* is the same recipe trained on the target's own labels. Half of many
-published gains is augmentation and EMA, which is why the plain source-only run is no reference
-(Kay et al., ALDI, TMLR 2025).
+Methods are adapted or calibrated. Gap closed = (adapted - fair source-only) / (oracle - fair
+source-only), all three tested on the same device. *Fair source-only* has the same steps, size,
+augmentation and EMA and saw no image of the target; the *oracle* is the same recipe trained on the
+target's own labels. Half of many published gains is augmentation and EMA, which is why the plain
+source-only run is no reference (Kay et al., ALDI, TMLR 2025).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from da_leukemia.sweep.matrix import FAIR, PLAIN, Matrix
+from da_leukemia.sweep.matrix import PLAIN, Matrix
 
 Pair = tuple[str, str, str]
 """(method, source, target)."""
@@ -20,9 +20,10 @@ Pair = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Gap:
-    """One adapted method from one source to one target.
+    """One adapted or calibrated method from one source to one target.
 
     Attributes:
+        target: device it adapted to or calibrated, on which it was tested.
         closed: share of the gap that was won back; None where it is refused.
         reason: why it is refused.
         gain: adapted - fair; below zero the adaptation did harm (negative transfer).
@@ -100,7 +101,7 @@ def gap_closed(
     metric: str = "ap50",
     gains: Mapping[Pair, tuple[float, float]] | None = None,
 ) -> GapTable:
-    """Compare every adapted run that was tested on its target with its twins.
+    """Compare every adapted or calibrated run that was tested on its target with its twins.
 
     Args:
         matrix: the means over seeds.
@@ -110,36 +111,37 @@ def gap_closed(
     gaps = []
     notes: dict[str, None] = {}
     for row in matrix.rows:
-        if row.metric != metric or not row.target or row.test != row.target:
+        reference = matrix.reference(row.method)
+        if row.metric != metric or row.source == row.test or row.target not in ("", row.test):
             continue
-        if row.source == row.target:
+        if row.method not in matrix.compared or row.method == reference:
             continue
-        fair = matrix.cell(FAIR, row.source, "", row.target, metric)
-        oracle = matrix.cell(FAIR, row.target, "", row.target, metric)
-        if oracle is None and (plain := matrix.cell(PLAIN, row.target, "", row.target, metric)):
+        fair = matrix.cell(reference, row.source, "", row.test, metric)
+        oracle = matrix.cell(reference, row.test, "", row.test, metric)
+        if oracle is None and (plain := matrix.cell(PLAIN, row.test, "", row.test, metric)):
             oracle = plain
             notes[
-                f"The oracle of {row.target} is the plain {PLAIN} run: there is no {FAIR} run "
+                f"The oracle of {row.test} is the plain {PLAIN} run: there is no {reference} run "
                 f"trained on it."
             ] = None
         reason = matrix.unfair.get(row.method)
         if reason is not None:
             reason = f"the twin was trained differently: {reason}"
         elif fair is None:
-            reason = f"no {FAIR} run trained on {row.source}"
+            reason = f"no {reference} run trained on {row.source}"
         elif oracle is None:
-            reason = f"no oracle: no {FAIR} run trained on {row.target}"
+            reason = f"no oracle: no {reference} run trained on {row.test}"
         elif oracle.value <= fair.value:
-            reason = f"oracle {oracle.value:.3f} is not above {FAIR} {fair.value:.3f}"
+            reason = f"oracle {oracle.value:.3f} is not above {reference} {fair.value:.3f}"
         closed = None
         if reason is None and fair is not None and oracle is not None:
             closed = (row.value - fair.value) / (oracle.value - fair.value)
-        low, high = (gains or {}).get((row.method, row.source, row.target), (None, None))
+        low, high = (gains or {}).get((row.method, row.source, row.test), (None, None))
         gaps.append(
             Gap(
                 row.method,
                 row.source,
-                row.target,
+                row.test,
                 row.value,
                 fair.value if fair else None,
                 oracle.value if oracle else None,

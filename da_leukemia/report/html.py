@@ -21,7 +21,7 @@ from da_leukemia.report.sections import (
     samples_section,
     settings_section,
 )
-from da_leukemia.report.tables import missing_sentence, percent, score
+from da_leukemia.report.tables import knowledge, missing_sentence, percent, score
 from da_leukemia.sweep.matrix import View
 
 MANY = 6
@@ -140,7 +140,7 @@ def _heat(view: View, top: float) -> str:
     for source in view.sources:
         cells = "".join(_heat_cell(view, source, test, top) for test in view.tests)
         lines.append(f'<tr><th scope="row">{breakable(source)}</th>{cells}</tr>')
-    note = "adapted to the device it is tested on" if view.adapted else "not adapted"
+    note = knowledge(view)
     many = " many" if len(view.tests) >= MANY else ""
     return (
         f'<div class="card"><h3>{breakable(view.method)}</h3><p class="note">{note}</p>'

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from da_leukemia.labels import LABEL_SPACES
 from da_leukemia.report.gap import Pair
 from da_leukemia.sweep.matrix import FAIR, Result
+from da_leukemia.sweep.plan import calibration_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,18 +115,23 @@ class Bootstrap:
         makes a patient hard for every detector does not widen the interval.
         """
         by_run = {r.run: r for r in results}
+        fair = {run.method for run in by_run if run.method == FAIR}
         seeds: dict[tuple[str, str, str], set[int]] = {}
         for run in by_run:
             seeds.setdefault(run[:3], set()).add(run.seed)
         pairs: dict[Pair, list[tuple[Result, Result]]] = {}
         for run in sorted(by_run):
-            twin = by_run.get(run._replace(method=FAIR, target=""))
-            if run.target in (run.source, "") or twin is None:
+            calibration = calibration_of(run.method)
+            reference = FAIR if fair else FAIR + calibration
+            twin = by_run.get(run._replace(method=reference, target=""))
+            if twin is None or run == twin.run or not (run.target or calibration):
                 continue
-            if seeds[run[:3]] != seeds[FAIR, run.source, ""]:
+            if seeds[run[:3]] != seeds[reference, run.source, ""]:
                 continue  # the means compared elsewhere would be over other seeds
-            if run.target in by_run[run].content["tests"] and run.target in twin.content["tests"]:
-                pairs.setdefault(run[:3], []).append((by_run[run], twin))
+            both = by_run[run].content["tests"].keys() & twin.content["tests"].keys()
+            for test in {run.target} if run.target else both:
+                if test in both and test != run.source:
+                    pairs.setdefault((run.method, run.source, test), []).append((by_run[run], twin))
         gains = {}
         for pair, both in pairs.items():
             test = pair[2]

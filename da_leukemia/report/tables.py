@@ -8,6 +8,7 @@ from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
 from da_leukemia.sweep.matrix import FAIR, Matrix, Row, View
+from da_leukemia.sweep.plan import calibration_of
 
 WIDEST = 110
 """Columns of a terminal table before its devices are numbered."""
@@ -22,10 +23,17 @@ def _sentence(text: str) -> str:
 
 def caption(view: View) -> str:
     """Say how a view is read."""
-    if not view.adapted:
-        return f"{view.method} (no image of the device it is tested on)"
     own = f"; in brackets: {FAIR}" if view.borrowed else ""
-    return f"{view.method} (adapted to the device it is tested on{own})"
+    return f"{view.method} ({knowledge(view)}{own})"
+
+
+def knowledge(view: View) -> str:
+    """Say what a view's detectors knew of the device that they are tested on."""
+    if view.adapted:
+        return "adapted to the device it is tested on"
+    if calibration_of(view.method):
+        return "calibrated with unlabelled images of the device it is tested on"
+    return "no image of the device it is tested on"
 
 
 def percent(share: float | None) -> str:
@@ -118,7 +126,7 @@ def missing_sentence(contents: Contents) -> str | None:
 
 
 GAP_HEADER = (
-    *("method", "trained on", "adapted to", "fair source-only", "adapted", "oracle"),
+    *("method", "trained on", "tested on", "fair source-only", "score", "oracle"),
     *("gain", "gap closed"),
 )
 SUMMARY_HEADER = (

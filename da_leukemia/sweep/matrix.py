@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from da_leukemia.errors import UserError
+from da_leukemia.sweep.plan import calibration_of
 
 COLUMNS = (
     *("method", "source", "target", "test", "metric"),
@@ -151,6 +152,19 @@ class Matrix:
         present = {r.metric for r in self.rows}
         return tuple(m for m in (*METRICS, *sorted(present - set(METRICS))) if m in present)
 
+    @cached_property
+    def compared(self) -> tuple[str, ...]:
+        """Methods that know something of the device they are tested on: adapted or calibrated."""
+        return tuple(m for m in self.methods if m in self.adapted or calibration_of(m))
+
+    def reference(self, method: str) -> str:
+        """Return the fair source-only method that a method is measured against.
+
+        Without calibration wherever there is such a run, so that a share of the gap is the share
+        won by everything that was done.
+        """
+        return FAIR if FAIR in self.methods else FAIR + calibration_of(method)
+
     def cell(self, method: str, source: str, target: str, test: str, metric: str) -> Row | None:
         """Return one row, None where there is none."""
         return self._index.get((method, source, target, test, metric))
@@ -167,7 +181,7 @@ class Matrix:
             for test in tests:
                 found = self.cell(method, source, test if adapted else "", test, metric)
                 if found is None and adapted and source == test:
-                    found = self.cell(FAIR, source, "", test, metric)
+                    found = self.cell(FAIR + calibration_of(method), source, "", test, metric)
                     borrowed.add((source, test))
                 if found is not None:
                     cells[source, test] = found
@@ -271,7 +285,7 @@ def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
 def _unfair(by_run: Mapping[Run, Result]) -> dict[str, str]:
     unfair: dict[str, str] = {}
     for run, result in sorted(by_run.items()):
-        twin = by_run.get(Run(FAIR, run.source, "", run.seed))
+        twin = by_run.get(Run(FAIR + calibration_of(run.method), run.source, "", run.seed))
         if not run.target or twin is None or run.method in unfair:
             continue
         mine, theirs = (_recipe(r.content.get("config") or {}) for r in (result, twin))

@@ -36,6 +36,13 @@ def calibrated_name(method: str, used: Sequence[str]) -> str:
     return CALIBRATION_MARK.join([method, *used])
 
 
+def calibration_of(method: str) -> str:
+    """Return what `calibrated_name` put behind a method, the mark included; "" where nothing."""
+    base, mark, used = method.partition(CALIBRATION_MARK)
+    del base
+    return mark + used
+
+
 def needs_target(method: Method) -> bool:
     """Return whether a method adapts to a device, i.e. has an active component that looks at it."""
     return any(component["name"] in TARGETED for component in active_components(method))
