@@ -42,10 +42,9 @@ def put(root, device, fields=6, cells=1, category="wbc", missing=()):
     (folder / "annotations.json").write_text(json.dumps(content))
 
 
-def experiment(root, *devices, sources=None, backbone="mobilenetv3_small_050", **domain):
+def experiment(root, *devices, sources=None, **domain):
     return Experiment(
         data=Data(root=str(root), domains={d: Domain(**domain) for d in devices}),
-        detector=Detector(backbone=backbone),
         sources=list(sources or devices),
         tests=list(devices),
         targets=list(devices),
@@ -76,7 +75,9 @@ def test_a_device_without_cells_cannot_be_a_source_but_can_be_tested(tmp_path):
         DataError, match=r"bare: is a source.*data\.domains\.bare\.labels=test_only"
     ):
         preflight(experiment(tmp_path, "lab", "bare"))
-    preflight(experiment(tmp_path, "lab", "bare", sources=["lab"]))
+    searched = experiment(tmp_path, "lab", "bare", sources=["lab"])
+    searched.data.domains["bare"].classes = ["wbc"]
+    preflight(searched)
 
 
 def test_a_device_without_a_label_file_is_named(tmp_path):
@@ -114,14 +115,13 @@ def test_too_few_patients_for_a_test_part_are_named(tmp_path):
 
 
 def test_all_devices_are_reported_at_once(tmp_path):
-    put(tmp_path, "one", cells=0)
-    put(tmp_path, "two", cells=0)
+    put(tmp_path, "one", missing=(2,))
+    put(tmp_path, "two", category="unicorn")
     put(tmp_path, "three", missing=(1,))
     with pytest.raises(DataError) as caught:
         preflight(experiment(tmp_path, "one", "two", "three"))
     problems = caught.value.problems
-    assert len(problems) == 3
-    assert [p.split(":")[0] for p in problems] == ["one", "two", "three"]
+    assert list(dict.fromkeys(p.split(":")[0] for p in problems)) == ["one", "two", "three"]
 
 
 def test_an_unknown_class_is_named(tmp_path):
@@ -130,28 +130,20 @@ def test_an_unknown_class_is_named(tmp_path):
         preflight(experiment(tmp_path, "lab"))
 
 
-def test_an_unknown_backbone_is_found_before_any_label_is_read(tmp_path):
-    with pytest.raises(ConfigError, match=r"'resnet5O'; did you mean 'resnet50'"):
-        preflight(experiment(tmp_path, "lab", backbone="resnet5O"))
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"backbone": "resnet5O"}, r"'resnet5O'; did you mean 'resnet50'"),
+        ({"strides": [8, 8, 16]}, r"detector\.strides.*twice"),
+        ({"strides": [8, 64]}, r"detector\.strides.*\[64\]"),
+        ({"init_from": "none.ckpt"}, r"detector\.init_from: none\.ckpt: no such file"),
+    ],
+)
+def test_a_detector_that_cannot_be_is_named(settings, said):
+    from da_leukemia.models.factory import check_settings
 
-
-def test_strides_that_cannot_be_are_named(tmp_path):
-    put(tmp_path, "lab")
-    broken = experiment(tmp_path, "lab")
-    broken.detector.strides = [8, 8, 16]
-    with pytest.raises(ConfigError, match=r"detector\.strides.*twice"):
-        preflight(broken)
-    broken.detector.strides = [8, 64]
-    with pytest.raises(ConfigError, match=r"detector\.strides.*\[64\]"):
-        preflight(broken)
-
-
-def test_start_weights_that_are_not_there_are_named(tmp_path):
-    put(tmp_path, "lab")
-    broken = experiment(tmp_path, "lab")
-    broken.detector.init_from = str(tmp_path / "none.ckpt")
-    with pytest.raises(ConfigError, match=r"detector\.init_from: .*none\.ckpt: no such file"):
-        preflight(broken)
+    with pytest.raises(ConfigError, match=said):
+        check_settings(Detector(**settings))
 
 
 def test_partly_annotated_fields_are_not_trained_on_as_if_they_were_whole(tmp_path):
@@ -163,3 +155,94 @@ def test_partly_annotated_fields_are_not_trained_on_as_if_they_were_whole(tmp_pa
     sparse = experiment(tmp_path / "s", "H_100X_C2", format="sparse")
     with pytest.raises(DataError, match="annotated in a patch only"):
         preflight(sparse)
+
+
+def test_every_refused_record_of_every_device_stops_the_sweep_at_once(tmp_path):
+    for device in ("lab", "phone"):
+        put(tmp_path, device)
+    path = tmp_path / "lab" / "annotations.json"
+    content = json.loads(path.read_text())
+    rows = content["annotations"]
+    rows[0]["bbox"] = None
+    rows[1]["wbc_type"] = "monocite"
+    rows[2]["image_id"] = 99
+    del rows[3]["category_id"]
+    path.write_text(json.dumps(content))
+    image = tmp_path / "phone" / "images" / "4.png"
+    image.write_bytes(image.read_bytes()[:-9])
+    with pytest.raises(DataError) as caught:
+        preflight(experiment(tmp_path, "lab", "phone"))
+    said = "\n".join(caught.value.problems)
+    for shown in (
+        "annotation 0: bbox None",
+        "annotation 10: unknown class 'monocite'",
+        "annotation 20: image_id 99",
+        "annotation 30: category_id None",
+    ):
+        assert f"annotations.json: {shown}" in said
+    assert "phone/4.png: truncated" in said
+    assert len(caught.value.problems) == 5
+
+
+def test_a_tested_device_without_a_label_of_the_label_space_is_refused(tmp_path):
+    put(tmp_path, "lab", category="monocyte")
+    put(tmp_path, "phone", category="WBC", cells=2)
+    typed = experiment(tmp_path, "lab", "phone", sources=["lab"])
+    preflight(typed)
+    typed.data.label_space = "wbc5"
+    with pytest.raises(DataError) as caught:
+        preflight(typed)
+    (problem,) = caught.value.problems
+    assert problem.startswith("phone: is tested, but has no label of label space 'wbc5'")
+    assert "its boxes are classes of wbc (12): set data.label_space to one of wbc (12)" in problem
+    assert "data.domains.phone.labels=none" in problem
+    typed.tests = ["lab"]
+    preflight(typed)
+
+
+def test_a_folder_of_images_can_be_adapted_to_but_not_tested(tmp_path):
+    put(tmp_path, "lab")
+    put(tmp_path, "bare")
+    (tmp_path / "bare" / "annotations.json").unlink()
+    target = experiment(tmp_path, "lab", "bare", sources=["lab"])
+    target.data.domains["bare"] = Domain(format="images", labels="none")
+    with pytest.raises(DataError, match=r"bare: is tested.*it has none of any label space"):
+        preflight(target)
+    target.tests = ["lab"]
+    indexes, _ = preflight(target)
+    assert [f.labelled_classes for f in indexes["bare"]] == [()] * 6
+
+
+def test_labels_that_cannot_be_read_are_not_called_no_images(tmp_path):
+    put(tmp_path, "lab")
+    put(tmp_path, "phone", missing=range(6))
+    with pytest.raises(DataError) as caught:
+        preflight(experiment(tmp_path, "lab", "phone", sources=["lab"]))
+    assert not any("no images" in p for p in caught.value.problems)
+    assert any("images/0.png" in p for p in caught.value.problems)
+
+
+def test_an_unusual_name_of_a_single_label_file_is_found_as_by_data_check(tmp_path):
+    from da_leukemia.data.check import check
+
+    put(tmp_path, "lab")
+    (tmp_path / "lab" / "annotations").mkdir()
+    label_file = tmp_path / "lab" / "annotations.json"
+    label_file.rename(tmp_path / "lab" / "annotations" / "instances_default.json")
+    indexes, _ = preflight(experiment(tmp_path, "lab"))
+    (domain,) = check(tmp_path).domains
+    assert (domain.domain, domain.format, domain.images) == ("lab", "coco", len(indexes["lab"]))
+
+
+def test_a_device_that_cannot_be_read_at_all_does_not_hide_the_faults_of_the_others(tmp_path):
+    for device in ("lab", "phone", "scope"):
+        put(tmp_path, device)
+    (tmp_path / "lab" / "annotations.json").write_text("{")
+    (tmp_path / "phone" / "annotations.json").unlink()
+    (tmp_path / "scope" / "images" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        preflight(experiment(tmp_path, "lab", "phone", "scope"))
+    lab, phone, scope = caught.value.problems
+    assert "lab/annotations.json: line 1" in lab
+    assert "phone: no annotations.json" in phone
+    assert "scope/1.png: the file is empty" in scope

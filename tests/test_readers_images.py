@@ -47,6 +47,7 @@ def test_parts_and_patients_come_from_the_names(tmp_path):
     put(tmp_path, "train/K1_1.png", "Test/K2_1.png", "other/K3_1.png")
     index = read(tmp_path, patient_pattern=r"^(?P<patient>K\d)_")
     assert {f.patient: f.released_split for f in index} == {"K1": "train", "K2": "test", "K3": ""}
+    assert [f.released_split for f in read(tmp_path / "other")] == ["train"]
 
 
 def test_a_device_is_found_by_its_images(tmp_path):

@@ -96,8 +96,9 @@ def test_without_class_names_the_message_says_how_to_give_them(tmp_path):
     assert index.fields[0].labels.tolist() == [3]
     assert index.fields[0].labelled_classes == (3, 4)
     assert detect_format(tmp_path) == "yolo"
-    (tmp_path / "labels/a.txt").write_text("a film of\n")
-    assert detect_format(tmp_path) == "images"
+    for note in ("a film of", "0 .5 .5", "0 1.5 .5 .2 .2"):
+        (tmp_path / "labels/a.txt").write_text(note)
+        assert detect_format(tmp_path) == "images"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """A folder of photographs without labels: a device that is only adapted to.
 
 Every image below the folder is a field, however deep it lies; what begins with a dot is passed
-over. Folders called ``train``, ``val`` and ``test`` are its released parts.
+over. Folders called ``train``, ``val`` and ``test`` are its released parts; without any, all is
+training.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             continue
         part = next((name for name in above[image] if name in PARTS), "")
         name = shown.removesuffix(image.suffix).removeprefix("images/")
-        raw.append(RawField(image, shown, size, name=name, split=released_split(part, parts)))
+        split = released_split(part, parts) if parts else "train"
+        raw.append(RawField(image, shown, size, name=name, split=split))
     return assemble(source, space, folder, raw, log, labelled=False)
 
 
