@@ -9,11 +9,14 @@ from da_leukemia.calibration import (
     Calibration,
     Quantity,
     boxes_back,
+    density_factor,
     flat_field,
+    same_colour,
     scale_factors,
     scale_to,
     white_point,
 )
+from da_leukemia.calibration.apply import RED_CELL_DENSITY, WHITE, fill_colour
 from da_leukemia.calibration.light import render
 from da_leukemia.calibration.record import Surface
 
@@ -106,3 +109,61 @@ def test_no_boxes_stay_no_boxes():
 def test_a_scale_that_is_none_is_refused(scale):
     with pytest.raises(ValueError, match="positive"):
         scale_factors(known(), scale, (64, 48))
+
+
+def triple(*levels):
+    return tuple(Quantity(v, v - 2, v + 2) for v in levels)
+
+
+def stained(background, red_cell):
+    return Calibration(
+        fields=9, size=(64, 48), background=triple(*background), red_cell_colour=triple(*red_cell)
+    )
+
+
+PALE = stained((208, 210, 202), (190, 180, 185))
+DEEP = stained((180, 230, 198), (150, 130, 140))
+
+
+@pytest.mark.parametrize("device", [PALE, DEEP])
+def test_the_background_becomes_white_and_red_cells_equally_dense(device):
+    clear = [q.value for q in device.background]
+    cell = [q.value for q in device.red_cell_colour]
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[:, :3], image[:, 3:] = clear, cell
+    out = same_colour(image, device).astype(float)
+    assert np.abs(out[0, 0] - WHITE).max() <= 1
+    density = -np.log(out[0, -1] / out[0, 0]).mean()
+    assert density == pytest.approx(RED_CELL_DENSITY, rel=0.05)
+    hues = [-np.log(np.array(c) / np.array(b)) for c, b in ((cell, clear), (out[0, -1], out[0, 0]))]
+    np.testing.assert_allclose(hues[0] / hues[0].sum(), hues[1] / hues[1].sum(), atol=0.02)
+
+
+def test_a_wrong_stain_estimate_cannot_blacken_a_film():
+    nearly_clear = stained((200, 200, 200), (199, 199, 199))
+    assert density_factor(nearly_clear) == 2
+    assert density_factor(stained((200, 200, 200), (5, 5, 5))) == 0.5
+    assert density_factor(stained((200, 200, 200), (210, 210, 210))) == 1  # brighter than clear
+    assert density_factor(known()) == 1  # red cells unknown
+
+
+def test_unknown_colours_leave_the_image_alone():
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    assert same_colour(image, UNKNOWN) is image
+    assert fill_colour(UNKNOWN, True, True) is None
+    assert fill_colour(PALE, False, False) is None
+    assert fill_colour(PALE, True, False).tolist() == [208, 210, 202]
+    assert fill_colour(PALE, True, True).tolist() == [WHITE] * 3
+
+
+def test_content_does_not_change_what_is_done_to_a_pixel():
+    rng = np.random.default_rng(1)
+    full, empty = rng.integers(20, 120, (48, 64, 3)), rng.integers(190, 210, (48, 64, 3))
+    full[5, 5] = empty[5, 5] = (180, 130, 150)
+    one, other = (same_colour(i.astype(np.uint8), PALE) for i in (full, empty))
+    assert (one[5, 5] == other[5, 5]).all()
+
+
+def test_a_part_of_the_frame_is_not_evened_with_the_light_of_the_whole():
+    image = np.full((64, 64, 3), 180, np.uint8)  # the frame has 64 x 48
+    assert flat_field(image, known()) is image
