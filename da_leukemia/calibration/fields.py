@@ -71,7 +71,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def spread(paths: Sequence[Path], most: int = MOST_FIELDS, seed: int = 0) -> list[Path]:
-    """Return at most so many paths, evenly spread; another seed than 0 gives another even choice."""
+    """Return at most so many paths, evenly spread; a seed other than 0 shifts the choice."""
     if most < 1:
         raise ValueError(f"most must be at least 1, not {most}")
     if len(paths) <= most:

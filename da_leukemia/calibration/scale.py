@@ -24,6 +24,18 @@ COMFORTABLE, LEAST = 30.0, 20.0
 _WINDOW = 760
 """Longest side that is searched at that size, in the middle; smaller cells are then plenty."""
 
+_ROUGH_WINDOW = 420
+"""The same while the size is sought, at the least size of a cell."""
+
+_STARTS = (1.5, 2.5, 0.8)
+"""Widths to start from, in that of autocorrelation: pale-centred cells give half their size."""
+
+_SAME = 0.12
+"""Log ratio of widths below which two starts have come to the same cells."""
+
+_FARTHEST = 1.1
+"""Most change of the log width from a start: beyond it lie specks and clumps."""
+
 _MOST_ZOOM = 4.0
 _NEAR = 0.3
 """Distance in log diameter from the mode within which a round cell is a red cell."""
@@ -101,16 +113,18 @@ def log_mode(values: Values, weights: Values, width: float = 0.09) -> float:
     return float(np.exp(grid[int(np.argmax(density))]))
 
 
-def look(light: Light, index: int, zoom: float, **how: float | Values | None) -> Found | None:
-    """Search one photograph at a zoom."""
+def look(
+    light: Light, index: int, zoom: float, window: int = _WINDOW, **how: float | Values | None
+) -> Found | None:
+    """Search one photograph at a zoom, a window in the middle of it."""
     field = light.fields[index]
     flat = flatten(field, light.surface, zoom)
     valid = shrink(light.valid[index], *flat.shape[:2])
     if valid.mean() < 0.05:
         return None
     pixel = field.size[0] / flat.shape[1]
-    top, left = (max(0, (side - _WINDOW) // 2) for side in flat.shape[:2])
-    inside = (slice(top, top + _WINDOW), slice(left, left + _WINDOW))
+    top, left = (max(0, (side - window) // 2) for side in flat.shape[:2])
+    inside = (slice(top, top + window), slice(left, left + window))
     found = find_cells(
         flat[inside],
         valid[inside],
@@ -155,20 +169,56 @@ def _anisotropy(found: Sequence[Found], centre: float) -> float:
     return float(np.exp(np.median(np.log(ratios)))) if len(ratios) >= 5 else 1.0
 
 
-def settle(light: Light) -> tuple[float, float, Values, float] | None:
+@dataclass(frozen=True)
+class Start:
+    """A first idea of a device's red cells, from some photographs.
+
+    Attributes:
+        width: original px.
+        aspect: width over height.
+        red: ``(3,)`` light of a red cell as a share of the background's.
+        weight: number of such cells times their diameter, px.
+    """
+
+    width: float
+    aspect: float
+    red: Values
+    weight: float
+
+
+def settle(light: Light) -> tuple[Start, float] | None:
     """Find size, aspect and colour of red cells on some photographs.
 
+    The size is sought from several starts: autocorrelation sees the rim of pale-centred cells
+    rather than the cells, and clumps of them as larger ones.
+
     Returns:
-        Width in original px, aspect, ``(3,)`` relative light of a red cell, and the width by
-        autocorrelation; None where no cells were found.
+        The result with most cells, and the width by autocorrelation in original px; None where no
+        cells were found.
     """
-    start = rough(light)
-    if start is None:
+    size = rough(light)
+    if size is None:
         return None
-    width = start[0]
-    aspect = float(np.clip(start[0] / start[1], 0.4, 2.5))
+    aspect = float(np.clip(size[0] / size[1], 0.4, 2.5))
     if 0.87 < aspect < 1.15:
         aspect = 1.0
+    starts: list[Start] = []
+    for factor in _STARTS:
+        start = _settle_from(light, factor * size[0], aspect)
+        if start is None:
+            continue
+        agreed = any(abs(np.log(start.width / other.width)) < _SAME for other in starts)
+        starts.append(start)
+        if agreed:
+            break
+    if not starts:
+        return None
+    return max(starts, key=lambda start: start.weight), size[0]
+
+
+def _settle_from(light: Light, first: float, aspect: float) -> Start | None:
+    """Follow the cells' size from a first width; None where it leads nowhere or far away."""
+    width, weight = first, 0.0
     red: Values | None = None
     for _ in range(6):
         found = [
@@ -178,8 +228,9 @@ def settle(light: Light) -> tuple[float, float, Values, float] | None:
                 one := look(
                     light,
                     index,
-                    _zoom(light.fields[index], width),
-                    expected=_expected(light.fields[index], width),
+                    _zoom(light.fields[index], width, LEAST),
+                    window=_ROUGH_WINDOW,
+                    expected=_expected(light.fields[index], width, LEAST),
                     aspect=aspect,
                     red=red,
                 )
@@ -197,15 +248,18 @@ def settle(light: Light) -> tuple[float, float, Values, float] | None:
         # Cells were chosen as round in the last aspect, which holds the new one back.
         aspect = float(np.clip(shape * (_anisotropy(found, mode) / shape) ** 1.7, 0.3, 3.0))
         width = mode * np.sqrt(aspect)
+        if abs(np.log(width / first)) > _FARTHEST:
+            return None
         colours = np.concatenate([one.colour for one in found])
         near = plain & (np.abs(np.log(diameter / mode)) < 0.3)
+        weight = float(near.sum() * mode)
         settled = red is not None and abs(np.log(width / before)) < 0.08
         settled &= abs(np.log(aspect / shape)) < 0.02
         red = np.median(colours[near], axis=0)
         if settled:
             break
     assert red is not None  # set in the first round
-    return float(width), aspect, red, start[0]
+    return Start(float(width), aspect, red, weight)
 
 
 def find_all(light: Light, progress: Callable[[int, int], None] | None = None) -> Sizes | None:
@@ -213,7 +267,7 @@ def find_all(light: Light, progress: Callable[[int, int], None] | None = None) -
     start = settle(light)
     if start is None:
         return None
-    width, aspect, red, correlated = start
+    (width, aspect, red), correlated = (start[0].width, start[0].aspect, start[0].red), start[1]
     found: list[Found | None] = []
     for index, field in enumerate(light.fields):
         zoom = _zoom(field, width)
@@ -262,13 +316,13 @@ def find_all(light: Light, progress: Callable[[int, int], None] | None = None) -
     )
 
 
-def _zoom(field: Field, width: float) -> float:
+def _zoom(field: Field, width: float, most: float = COMFORTABLE) -> float:
     """Return the zoom of a photograph's pixels at which a cell has a comfortable size."""
     across = width / field.reduced
     if across < LEAST:
         return min(_MOST_ZOOM, LEAST / across)
-    return float(min(1.0, max(0.05, COMFORTABLE / across)))
+    return float(min(1.0, max(0.05, most / across)))
 
 
-def _expected(field: Field, width: float) -> float:
-    return width / field.reduced * _zoom(field, width)
+def _expected(field: Field, width: float, most: float = COMFORTABLE) -> float:
+    return width / field.reduced * _zoom(field, width, most)
