@@ -130,6 +130,8 @@ def test_the_layout_of_leukemiaattri_is_recognised_and_its_leak_told(tmp_path):
     assert [f.kind for f in report.findings] == ["patient_leak"]
     assert "train in H_100X_C2; test in L_40X_C1" in render(report)
     assert report.exit_code == 0
+    (alone,) = check(tmp_path / "L_40X_C1").domains
+    assert alone == report.domains[1]
 
 
 def test_a_folder_without_domains_says_what_was_expected(tmp_path):

@@ -117,7 +117,8 @@ def _load(content: bytes) -> Any:
 
 def _coco_rows(content: bytes) -> list[tuple[Box, str] | None]:
     data = _load(content)
-    names = {c["id"]: c["name"] for c in data.get("categories") or () if set(c) >= {"id", "name"}}
+    categories = [c for c in data.get("categories") or () if isinstance(c.get("name"), str)]
+    names = {c["id"]: c["name"] for c in categories if "id" in c}
     found: list[tuple[Box, str] | None] = []
     for row in data["annotations"]:
         try:
@@ -135,7 +136,8 @@ def _raabin_rows(content: bytes) -> list[tuple[Box, str] | None]:
             continue
         try:
             x1, x2, y1, y2 = (_number(cell[k]) for k in ("x1", "x2", "y1", "y2"))
-            found.append(((x1, y1, x2, y2), cell.get("Label2")))
+            name = cell.get("Label2")
+            found.append(((x1, y1, x2, y2), name if isinstance(name, str) else None))
         except (KeyError, TypeError, ValueError):
             found.append(None)
     return found

@@ -28,7 +28,7 @@ from da_leukemia.errors import DataError
 from da_leukemia.labels import UNKNOWN, LabelSpace
 
 LABEL_NAMES = ("annotations.json", "_annotations.coco.json")
-_INSIDE = ("annotations", "images")
+_INSIDE = ("annotations", "images", "json_labels")
 """Folders of a domain that are no domain of their own."""
 
 
@@ -36,7 +36,7 @@ def list_domains(root: Path) -> list[str]:
     """Return the root's own name or the subfolders where `read` finds a label file."""
     if any((root / n).is_file() for n in LABEL_NAMES):
         return [root.resolve().name]
-    found = [p.name for p in subfolders(root) if p.name not in _INSIDE and _label_files(p)]
+    found = [p.name for p in subfolders(root) if p.name.lower() not in _INSIDE and _label_files(p)]
     return found or ([root.resolve().name] if _label_files(root) else [])
 
 

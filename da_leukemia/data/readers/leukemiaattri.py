@@ -24,7 +24,7 @@ from da_leukemia.data.readers.leukemiaattri_labels import (
     text_labels,
 )
 from da_leukemia.data.readers.source import DomainSource
-from da_leukemia.data.readers.tree import child
+from da_leukemia.data.readers.tree import child, subfolders
 from da_leukemia.errors import DataError, did_you_mean
 from da_leukemia.labels import LabelSpace
 
@@ -65,10 +65,11 @@ def parse_name(stem: str) -> FilmName | None:
 
 
 def list_domains(root: Path) -> list[str]:
-    """Return the domain folders below ``root`` as they are spelt there, sorted."""
-    if not root.is_dir():
-        return []
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and DOMAIN_NAME.fullmatch(p.name))
+    """Return the root's own name or the domain folders below it, as they are spelt there."""
+    own = root.resolve().name
+    if DOMAIN_NAME.fullmatch(own) and child(root, "images") is not None:
+        return [own]
+    return [p.name for p in subfolders(root) if DOMAIN_NAME.fullmatch(p.name)]
 
 
 def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
@@ -78,6 +79,8 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         DataError: there is no such folder, or no label file that can be read.
     """
     folder = child(source.root, source.domain)
+    if folder is None and list_domains(source.root) == [source.domain]:
+        folder = source.root
     if folder is None:
         raise DataError(
             f"{source.root / source.domain}: no such folder"

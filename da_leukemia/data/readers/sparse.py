@@ -179,7 +179,7 @@ def _order(
             for name, columns in ORDERS.items():
                 x1, y1, x2, y2 = (values[5 + c] for c in columns)
                 fits[name] += x1 < x2 and y1 < y2 and _holds((x1, y1, x2, y2), values, file.size)
-    told = ", ".join(f"{name} fits {n} of {total} rows" for name, n in fits.items())
+    told = ", ".join(f"{name} fits {n} of {counted(total, 'row')}" for name, n in fits.items())
     if source.patch_order != "auto":
         log.add("patch_order", f"{folder}: {source.patch_order}, forced ({told})")
         return ORDERS[source.patch_order]
