@@ -170,6 +170,7 @@ def test_every_refused_record_of_every_device_stops_the_sweep_at_once(tmp_path):
     path.write_text(json.dumps(content))
     image = tmp_path / "phone" / "images" / "4.png"
     image.write_bytes(image.read_bytes()[:-9])
+    Image.new("RGB", (48, 64)).save(image.with_name("5.png"))
     with pytest.raises(DataError) as caught:
         preflight(experiment(tmp_path, "lab", "phone"))
     said = "\n".join(caught.value.problems)
@@ -181,7 +182,8 @@ def test_every_refused_record_of_every_device_stops_the_sweep_at_once(tmp_path):
     ):
         assert f"annotations.json: {shown}" in said
     assert "phone/4.png: truncated" in said
-    assert len(caught.value.problems) == 5
+    assert "phone/5.png: labels say 64 x 48, the file is 48 x 64" in said
+    assert len(caught.value.problems) == 6
 
 
 def test_a_tested_device_without_a_label_of_the_label_space_is_refused(tmp_path):

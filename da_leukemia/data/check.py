@@ -34,8 +34,6 @@ from da_leukemia.labels import LEUKEMIAATTRI, LabelSpace
 SAMPLE = 50
 """Images per domain that are decoded for colour and sharpness."""
 
-_ROTATED = range(2, 9)
-
 
 @dataclass(frozen=True)
 class DomainReport:
@@ -147,7 +145,9 @@ def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
     log = FindingLog()
     for finding in index.findings:
         log.merge(finding)
-    sizes, opened = _headers(index.fields, log)
+    looked = whole(index.fields, log)
+    opened = [f for f, _ in looked]
+    sizes = Counter(outside.size for _, outside in looked)
     colour, sharpness, sampled = _appearance(opened, log)
     _twins(opened, log)
     labels = np.concatenate([np.zeros(0, np.int64), *(f.labels for f in index.fields)])
@@ -186,27 +186,6 @@ def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
         sampled=sampled,
         findings=log.findings(),
     )
-
-
-def _headers(
-    fields: Sequence[FieldOfView], log: FindingLog
-) -> tuple[Counter[tuple[int, int]], list[FieldOfView]]:
-    """Look at every file; return the sizes as stored and the fields whose image is whole."""
-    sizes: Counter[tuple[int, int]] = Counter()
-    opened = []
-    for f, outside in whole(fields, log):
-        shown = f"{f.domain}/{f.image.name}"
-        size = outside.size
-        opened.append(f)
-        sizes[size] += 1
-        if outside.rotation in _ROTATED:
-            log.add("exif_orientation", f"{shown}: orientation {outside.rotation}")
-        if size != (f.width, f.height):
-            log.add(
-                "size_mismatch",
-                f"{shown}: labels say {f.width} x {f.height}, the file is {size[0]} x {size[1]}",
-            )
-    return sizes, opened
 
 
 def _appearance(

@@ -65,12 +65,25 @@ def look(path: Path) -> Outside:
 
 
 def whole(fields: Sequence[FieldOfView], log: FindingLog) -> list[tuple[FieldOfView, Outside]]:
-    """Return the fields whose image file is whole; the others are counted as unreadable."""
+    """Return the fields whose image file is whole.
+
+    The others are reported, and files that are not as their labels say.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
         looked = list(zip(fields, pool.map(look, [f.image for f in fields]), strict=True))
     for f, outside in looked:
+        shown = f"{f.domain}/{f.image.name}"
         if outside.fault:
-            log.add("unreadable_image", f"{f.domain}/{f.image.name}: {outside.fault}")
+            log.add("unreadable_image", f"{shown}: {outside.fault}")
+            continue
+        if outside.rotation in range(2, 9):
+            log.add("exif_orientation", f"{shown}: orientation {outside.rotation}")
+        if outside.size != (f.width, f.height):
+            width, height = outside.size
+            log.add(
+                "size_mismatch",
+                f"{shown}: labels say {f.width} x {f.height}, the file is {width} x {height}",
+            )
     return [(f, outside) for f, outside in looked if not outside.fault]
 
 

@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "unknown_class_name": (
         "error",
         "a cell is called by a name that this project does not know; it is read as of unknown "
-        "type. Rename it",
+        "type. Rename it in the label file",
     ),
     "patch_unusable": (
         "error",
