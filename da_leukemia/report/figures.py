@@ -100,7 +100,7 @@ def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
     seeds = sorted({r.seeds for v in views for r in v.cells.values()})
     about = f"{metric_name(metric)}: {METRIC_MEANINGS.get(metric, '')}. " + _seeds(seeds)
     if any(r.low is not None for v in views for r in v.cells.values()):
-        about += ", 95 % bootstrap intervals over seeds and patients"
+        about += ", 95 % bootstrap intervals over seeds and patients (fields of devices without)"
     if any(v.borrowed for v in views):
         about += "; grey: not adapted (fair_source_only)"
     lines_below = textwrap.wrap(f"{about}.", int(width * 13))

@@ -54,9 +54,10 @@ class GapSummary:
 
     Attributes:
         pairs: pairs that were run.
+        whole: pairs that have all three numbers, from which the ratio of means is.
         refused: pairs without a gap of their own.
-        ratio_of_means: mean gain / mean gap over the pairs that have all three numbers, whether
-            or not their own gap is positive; the headline, as no pair with a tiny gap governs it.
+        ratio_of_means: mean gain / mean gap over the whole pairs, whether or not their own gap is
+            positive; the headline, as no pair with a tiny gap governs it.
         mean_of_ratios: mean of `Gap.closed` over the pairs that have it.
         compared: pairs that have a fair twin.
         negative: how many of those ended below it.
@@ -66,6 +67,7 @@ class GapSummary:
 
     method: str
     pairs: int
+    whole: int
     refused: int
     ratio_of_means: float | None
     mean_of_ratios: float | None
@@ -174,6 +176,7 @@ def _summary(method: str, gaps: list[Gap], unfair: bool) -> GapSummary:
     return GapSummary(
         method=method,
         pairs=len(gaps),
+        whole=len(known),
         refused=len(gaps) - len(ratios),
         ratio_of_means=gained / possible if reason is None else None,
         mean_of_ratios=sum(ratios) / len(ratios) if ratios else None,

@@ -55,7 +55,9 @@ def loss_sentence(matrix: Matrix, metric: str = "ap50") -> str | None:
 
 def gap_sentence(summary: GapSummary) -> str:
     """Say what one adapted method does to the gap."""
-    pairs = f"{summary.pairs} {'pair' if summary.pairs == 1 else 'pairs'}"
+    pairs = f"{summary.whole} {'pair' if summary.whole == 1 else 'pairs'}"
+    if summary.whole < summary.pairs:
+        pairs += f" of {summary.pairs}, the others having no oracle"
     ratio = summary.ratio_of_means
     if ratio is None:
         return f"{summary.method}: no share of the gap can be given ({summary.reason})."

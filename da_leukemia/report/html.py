@@ -121,7 +121,10 @@ def _metric(metric: str, views: Sequence[View]) -> str:
     counted = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
     means = "One seed." if seeds == [1] else f"Mean over {counted} seeds."
     if any(row.low is not None for row in rows):
-        means += " Below it the 95 % interval of a bootstrap over seeds and patients."
+        means += (
+            " Below it the 95 % interval of a bootstrap over seeds and patients (fields where a "
+            "device names none)."
+        )
     grey = " Grey: not adapted (fair_source_only)." if any(v.borrowed for v in views) else ""
     about = f"{metric_name(metric)}: {METRIC_MEANINGS.get(metric, metric)}. {means}{grey}"
     wide = " wide" if views and len(views[0].tests) >= MANY else ""

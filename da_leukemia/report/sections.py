@@ -35,14 +35,15 @@ def gap_section(contents: Contents) -> str:
     pairs = table(GAP_HEADER, [gap_cells(g) for g in gap.gaps], words=3)
     opened = " open" if len(gap.gaps) <= 12 else ""
     return (
-        "<p>Gap closed = (adapted - fair source-only) / (oracle - fair source-only). Fair "
+        "<p>Gap closed = (score - fair source-only) / (oracle - fair source-only). Fair "
         "source-only has the same steps, augmentation and averaging of weights and saw no image "
-        "of the tested device; the oracle is the same recipe trained on the tested device's own "
-        "labels. The ratio of means is the one to quote.</p>"
+        "of the tested device; adapted and calibrated runs saw unlabelled ones; the oracle is the "
+        "same recipe trained on the tested device's own labels. The ratio of means is the one to "
+        "quote.</p>"
         + table(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries], words=1, best=best)
         + f"<details{opened}><summary>Every pair</summary>{pairs}"
         "<p class='soft'>In brackets behind a gain: its 95 % interval, fair and adapted run "
-        "scored on the same resampled patients.</p></details>"
+        "scored on the same resampled patients or fields.</p></details>"
         + (f"<p>Not given:</p><ul class='said'>{told}</ul>" if told else "")
     )
 

@@ -151,7 +151,9 @@ def summary_cells(summary: GapSummary) -> list[str]:
     worst = summary.worst
     return [
         summary.method,
-        str(summary.pairs),
+        str(
+            summary.pairs if summary.whole == summary.pairs else f"{summary.whole}/{summary.pairs}"
+        ),
         percent(summary.ratio_of_means),
         percent(summary.mean_of_ratios),
         score(summary.mean_gain, signed=True),
