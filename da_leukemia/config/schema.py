@@ -24,7 +24,9 @@ def _choice(default: str, *choices: str) -> Any:
 class Domain:
     """One device: where its photographs are and what of its labels may be used."""
 
-    format: str = _choice("coco", "leukemiaattri", "sparse", "m5", "raabin", "voc", "yolo")
+    format: str = _choice(
+        "coco", "leukemiaattri", "sparse", "m5", "raabin", "voc", "yolo", "images"
+    )
     root: str = ""  # relative to data.root; empty = the domain's name (leukemiaattri: data.root)
     annotations: str = "auto"  # label file relative to root
     classes: list[str] | None = None  # the classes it labels; null = what its files say
@@ -68,7 +70,7 @@ class Calibration:
     scale: bool = False  # bring devices to a common number of pixels per um
     illumination: bool = False  # even out the lamp
     colour: bool = False  # bring background and red cells to common colours
-    view_um: float = 85.0  # side of the network's view, um, where the scale is applied
+    view_um: float = 100.0  # side of the network's view, um, where the scale is applied
     jitter: list[float] = field(default_factory=lambda: [0.8, 1.25])  # then for augmentation.scale
     images: int = 50  # unlabelled training images of a device that are measured
 
