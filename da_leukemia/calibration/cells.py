@@ -123,6 +123,7 @@ def find_cells(
     aspect: float,
     pixel: float,
     red: Values | None = None,
+    enough: float = np.inf,
 ) -> Found | None:
     """Find the single cells of one photograph.
 
@@ -135,6 +136,7 @@ def find_cells(
         aspect: width over height of a round cell.
         pixel: original pixels per pixel of ``flat``.
         red: ``(3,)`` light of a red cell, as a share of the background's; finds nuclei.
+        enough: single cells of about the expected size above which touching ones stay together.
 
     Returns:
         What was found, or None where nothing stands out from the background.
@@ -156,7 +158,11 @@ def find_cells(
     least = max(12.0, 0.06 * expected**2 / aspect)
     fits, moments = fitting(numbered, count, valid, aspect, least)
     away = depth(mask, aspect)
-    parted, pieces = cut(mask & ~np.isin(numbered, fits), away, expected)
+    size = moments[0, fits - 1] / (np.pi / 4 * expected**2 / aspect)
+    if ((size > 0.3) & (size < 3)).sum() < enough:
+        parted, pieces = cut(mask & ~np.isin(numbered, fits), away, expected)
+    else:
+        parted, pieces = np.zeros_like(numbered), 0
     shards, more = fitting(parted, pieces, valid, aspect, least)
     relative = np.asarray(flat / np.maximum(background, 1), dtype=np.float32)
     parts = [_inside(relative, numbered, fits, red), _inside(relative, parted, shards, red)]

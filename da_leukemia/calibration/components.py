@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import (
-    binary_fill_holes,
     distance_transform_edt,
     gaussian_filter,
     label,
@@ -51,14 +50,12 @@ def cut(mask: Mask, depth: Values, expected: float) -> tuple[Numbers, int]:
 
 def fill(raw: Mask, most: float) -> Mask:
     """Fill the pallor of ring cells, but not the clear space that a ring of cells encloses."""
-    filled = binary_fill_holes(raw)
-    assert filled is not None  # it is None only with `output`
-    holes, count = label(filled & ~raw)
-    if count:
-        sizes = np.bincount(holes.ravel())
-        sizes[0] = 0
-        filled &= ~(sizes > most)[holes]
-    return np.asarray(filled)
+    clear, count = label(~raw)
+    holes = np.bincount(clear.ravel(), minlength=count + 1) <= most
+    for side in (clear[0], clear[-1], clear[:, 0], clear[:, -1]):
+        holes[side] = False
+    holes[0] = False
+    return np.asarray(raw | holes[clear])
 
 
 def _moments(numbered: Numbers, count: int) -> Values:

@@ -43,18 +43,31 @@ def centres(count: int) -> Values:
     return (np.arange(count) + 0.5) / count * 2 - 1
 
 
-def render(surface: Surface, height: int, width: int) -> NDArray[np.float32]:
-    """Return the light ``(H, W, 3)`` of a frame of any size, 1 at its brightest place."""
-    x, y = centres(width), centres(height)
+Part = tuple[slice, slice]
+"""Rows and columns of a frame."""
+
+WHOLE: Part = (slice(None), slice(None))
+
+
+def render(surface: Surface, height: int, width: int, part: Part = WHOLE) -> NDArray[np.float32]:
+    """Return the light ``(H, W, 3)`` of a frame of any size, 1 at its brightest place.
+
+    Args:
+        surface: the lamp's field.
+        height: of the frame, px.
+        width: of the frame, px.
+        part: of the frame that is returned.
+    """
+    x, y = centres(width)[part[1]], centres(height)[part[0]]
     top = max(i for i, _ in surface.powers)
     px = np.stack([x**i for i in range(top + 1)])
     py = np.stack([y**i for i in range(top + 1)])
-    out = np.empty((height, width, 3), dtype=np.float32)
+    out = np.empty((len(y), len(x), 3), dtype=np.float32)
     for channel, row in enumerate(surface.coefficients):
         matrix = np.zeros((top + 1, top + 1))
         for (i, j), value in zip(surface.powers, row, strict=True):
             matrix[j, i] += value
-        out[..., channel] = np.exp(py.T @ matrix @ px)
+        out[..., channel] = np.exp((py.T @ matrix).astype(np.float32) @ px.astype(np.float32))
     return out
 
 
@@ -191,11 +204,28 @@ def fit_light(
     return surface, np.exp(own + top), fall, float(seen.mean())
 
 
-def flatten(field: Field, surface: Surface | None, zoom: float) -> NDArray[np.float32]:
-    """Return a photograph at another size, divided by the lamp's field, in grey levels."""
+def zoomed(field: Field, zoom: float) -> tuple[int, int]:
+    """Return ``height, width`` of a photograph at a zoom of its pixels."""
     height, width = field.pixels.shape[:2]
-    new = (max(8, round(width * zoom)), max(8, round(height * zoom)))
+    return max(8, round(height * zoom)), max(8, round(width * zoom))
+
+
+def flatten(
+    field: Field, surface: Surface | None, zoom: float, part: Part = WHOLE
+) -> NDArray[np.float32]:
+    """Return a photograph at another size, divided by the lamp's field, in grey levels.
+
+    Args:
+        field: the photograph.
+        surface: the lamp's field, None where unknown.
+        zoom: new over old size.
+        part: of the new frame that is returned.
+    """
+    height, width = zoomed(field, zoom)
     how = Image.Resampling.BICUBIC if zoom > 1 else Image.Resampling.BILINEAR
     image = Image.fromarray(field.pixels)
-    small = np.asarray(image if new == image.size else image.resize(new, how), dtype=np.float32)
-    return small if surface is None else small / render(surface, new[1], new[0])
+    new = image if (width, height) == image.size else image.resize((width, height), how)
+    small = np.asarray(np.asarray(new)[part], dtype=np.float32)
+    if surface is not None:
+        small /= render(surface, height, width, part)
+    return small

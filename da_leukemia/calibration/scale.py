@@ -15,17 +15,17 @@ from da_leukemia.calibration.cells import (
     shrink,
 )
 from da_leukemia.calibration.fields import Field
-from da_leukemia.calibration.light import Mask, Values, flatten
+from da_leukemia.calibration.light import Mask, Values, flatten, zoomed
 from da_leukemia.calibration.record import Surface
 
 COMFORTABLE, LEAST = 30.0, 20.0
 """Pixels across a red cell to which photographs are reduced or enlarged: enough, and fast."""
 
-_WINDOW = 760
-"""Longest side that is searched at that size, in the middle; smaller cells are then plenty."""
+_ACROSS = 24
+"""Cells along the longest side that is searched, in the middle: smaller cells are plenty."""
 
-_ROUGH_WINDOW = 420
-"""The same while the size is sought, at the least size of a cell."""
+_ENOUGH_IN_ONE = 8
+"""Single cells of a photograph that are enough while the size is sought."""
 
 _STARTS = (1.5, 2.5, 0.8)
 """Widths to start from, in that of autocorrelation: pale-centred cells give half their size."""
@@ -114,19 +114,19 @@ def log_mode(values: Values, weights: Values, width: float = 0.09) -> float:
 
 
 def look(
-    light: Light, index: int, zoom: float, window: int = _WINDOW, **how: float | Values | None
+    light: Light, index: int, zoom: float, window: int, **how: float | Values | None
 ) -> Found | None:
     """Search one photograph at a zoom, a window in the middle of it."""
     field = light.fields[index]
-    flat = flatten(field, light.surface, zoom)
-    valid = shrink(light.valid[index], *flat.shape[:2])
+    height, width = zoomed(field, zoom)
+    valid = shrink(light.valid[index], height, width)
     if valid.mean() < 0.05:
         return None
-    pixel = field.size[0] / flat.shape[1]
-    top, left = (max(0, (side - window) // 2) for side in flat.shape[:2])
+    pixel = field.size[0] / width
+    top, left = (max(0, (side - window) // 2) for side in (height, width))
     inside = (slice(top, top + window), slice(left, left + window))
     found = find_cells(
-        flat[inside],
+        flatten(field, light.surface, zoom, inside),
         valid[inside],
         light.backgrounds[index],
         light.weights,
@@ -229,10 +229,11 @@ def _settle_from(light: Light, first: float, aspect: float) -> Start | None:
                     light,
                     index,
                     _zoom(light.fields[index], width, LEAST),
-                    window=_ROUGH_WINDOW,
+                    window=int(_ACROSS * LEAST),
                     expected=_expected(light.fields[index], width, LEAST),
                     aspect=aspect,
                     red=red,
+                    enough=_ENOUGH_IN_ONE,
                 )
             )
         ]
@@ -268,32 +269,39 @@ def find_all(light: Light, progress: Callable[[int, int], None] | None = None) -
     if start is None:
         return None
     (width, aspect, red), correlated = (start[0].width, start[0].aspect, start[0].red), start[1]
-    found: list[Found | None] = []
-    for index, field in enumerate(light.fields):
-        zoom = _zoom(field, width)
-        expected = _expected(field, width)
-        found.append(look(light, index, zoom, expected=expected, aspect=aspect, red=red))
-        if progress is not None:
-            progress(index + 1, len(light.fields))
-    seen = [one for one in found if one is not None]
-    if not seen:
-        return None
     centre = width / np.sqrt(aspect)
-    diameter = np.concatenate([one.diameter for one in seen])
-    plain = np.concatenate([one.nucleus for one in seen]) < _NUCLEATED
-    order = plain & (np.abs(np.log(diameter / centre)) < 0.8)
+    # Touching cells are taken apart only where too few lie alone: it costs time and accuracy.
+    for enough in (0.0, np.inf):
+        found: list[Found | None] = []
+        for index, field in enumerate(light.fields):
+            expected = _expected(field, width)
+            found.append(
+                look(
+                    light,
+                    index,
+                    _zoom(field, width),
+                    window=int(_ACROSS * expected),
+                    expected=expected,
+                    aspect=aspect,
+                    red=red,
+                    enough=enough,
+                )
+            )
+            if progress is not None and enough == 0:
+                progress(index + 1, len(light.fields))
+        seen = [one for one in found if one is not None]
+        if not seen:
+            return None
+        diameter = np.concatenate([one.diameter for one in seen])
+        plain = np.concatenate([one.nucleus for one in seen]) < _NUCLEATED
+        order = plain & (np.abs(np.log(diameter / centre)) < 0.8)
+        if order.sum() >= _ENOUGH_ALONE:
+            break
     if order.sum() < 3:
         return None
-    single = np.concatenate([one.alone for one in seen])
-    if (order & single).sum() >= _ENOUGH_ALONE:
-        order &= single
-    else:
-        single[:] = False
     mode = log_mode(diameter[order], diameter[order])
     chosen = [
-        (np.abs(np.log(one.diameter / mode)) < _NEAR)
-        & (one.nucleus < _NUCLEATED)
-        & (one.alone | ~single.any())
+        (np.abs(np.log(one.diameter / mode)) < _NEAR) & (one.nucleus < _NUCLEATED)
         if one is not None
         else np.zeros(0, dtype=bool)
         for one in found
