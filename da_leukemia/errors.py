@@ -1,4 +1,4 @@
-"""The errors a user can act on, and the suggestion that goes with a misspelt name."""
+"""The errors a user can act on, and words that messages share."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``"1 image"``, ``"3 images"``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -128,7 +128,9 @@ def test_a_changed_test_label_has_every_job_tested_again_there(experiment, lab, 
 def test_a_changed_training_label_stops_the_sweep_and_loses_nothing(experiment, lab):
     jobs = finish(experiment)
     change(lab / "data" / "phone", first_of(experiment, "phone", "train"), [20, 20, 30, 30])
-    with pytest.raises(UserError, match=r"1 finished job was trained on:\n  .*phone s0: training"):
+    with pytest.raises(
+        UserError, match=r"1 finished job was trained on other data:\n  .*phone s0: training"
+    ):
         conduct.check_data(experiment, jobs)
     assert states(experiment, jobs) == ["done", "done"]
 

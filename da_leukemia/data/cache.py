@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding
 from da_leukemia.data.readers import DomainSource, read_domain
 from da_leukemia.data.splits import Split, audit
 from da_leukemia.errors import DataError
+from da_leukemia.files import write_whole
 from da_leukemia.labels import LabelSpace
 
 _LOG = logging.getLogger(__name__)
@@ -297,25 +297,6 @@ def _unpack(
 
 
 # --- files ---------------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or another writer, meets the old one or the whole new one.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with open(number, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def store(entry: Path, content: bytes) -> None:

@@ -26,9 +26,9 @@ from da_leukemia.data.readers import (
     list_domains,
     read_domain,
 )
-from da_leukemia.data.readers.findings import FindingLog, counted
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.splits import leaks
-from da_leukemia.errors import DataError
+from da_leukemia.errors import DataError, counted
 from da_leukemia.labels import LEUKEMIAATTRI, LabelSpace
 
 SAMPLE = 50

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from da_leukemia.config import Data, Experiment
-from da_leukemia.data.cache import audit_once, cache_folder, read_cached, write_whole
+from da_leukemia.data.cache import audit_once, cache_folder, read_cached
 from da_leukemia.data.experiment import domain_source, no_images, read_experiment_data
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.integrity import whole
@@ -15,6 +15,7 @@ from da_leukemia.data.readers import read_domain
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.splits import Split, leaks
 from da_leukemia.errors import DataError, UserError
+from da_leukemia.files import write_whole
 from da_leukemia.labels import LABEL_SPACES, get_label_space
 
 _LOG = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 
+from da_leukemia.errors import counted
 from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.figures import colour, top_of_scale
 from da_leukemia.report.headlines import (
@@ -13,7 +14,7 @@ from da_leukemia.report.headlines import (
     metric_name,
     reference_method,
 )
-from da_leukemia.report.markup import breakable, count, escape
+from da_leukemia.report.markup import breakable, escape
 from da_leukemia.report.sections import (
     details_section,
     gap_section,
@@ -59,9 +60,9 @@ def page(contents: Contents) -> str:
 def _head(contents: Contents, links: str) -> str:
     experiment, matrix, gap = contents.experiment, contents.matrix, contents.gap
     size = [
-        count(len(experiment.data.domains), "device"),
-        count(len(experiment.methods), "method"),
-        count(len(experiment.seeds), "seed"),
+        counted(len(experiment.data.domains), "device"),
+        counted(len(experiment.methods), "method"),
+        counted(len(experiment.seeds), "seed"),
         f"label space {escape(experiment.data.label_space)}",
     ]
     about = (
@@ -158,7 +159,7 @@ def _heat_cell(view: View, source: str, test: str, top: float) -> str:
         return '<td class="none">no run</td>'
     span = "" if row.low is None else f"<small>{row.low:.2f}-{row.high:.2f}</small>"
     title = f"{view.method}, trained on {source}, tested on {test}: {row.value:.4f}"
-    title += f", {count(row.seeds, 'seed')}, {count(row.fields, 'field')}"
+    title += f", {counted(row.seeds, 'seed')}, {counted(row.fields, 'field')}"
     if (source, test) in view.borrowed:
         look = 'class="own"'
     else:

@@ -16,11 +16,6 @@ def breakable(text: str) -> str:
     return escape(text).replace("_", "_<wbr>")
 
 
-def count(number: int, what: str) -> str:
-    """Write a number with its noun."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int, best: int = -1) -> str:
     """Return a table whose first ``words`` columns are text and the others numbers."""
     kinds = ["" if i < words else ' class="n"' for i in range(len(header))]

@@ -17,13 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from da_leukemia.config import Experiment, Job, complete
-from da_leukemia.errors import UserError
+from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep import ledger, local
 from da_leukemia.sweep.attempt import WORKER, Busy, attempt
 from da_leukemia.sweep.ledger import State
 from da_leukemia.sweep.plan import label, make_plan, unique
 from da_leukemia.sweep.server import call, start_server
-from da_leukemia.sweep.status import count, failures_text, survey
+from da_leukemia.sweep.status import failures_text, survey
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ def _run_what_is_left(experiment: Experiment, worker: str) -> tuple[dict[str, Jo
     if done == len(jobs):
         return jobs, {}
     places = local.slots(experiment)
+    abreast = min(len(places), len(jobs) - done)
     print(
-        f"{count(len(jobs), 'job')}, {done} done; {min(len(places), len(jobs) - done)} at a time; "
-        f"{experiment.folder}",
+        f"{counted(len(jobs), 'job')}, {done} done; {abreast} at a time; {experiment.folder}",
         file=sys.stderr,
     )
     context = start_server(worker, experiment.trainer.threads)

@@ -21,6 +21,7 @@ from typing import Any
 
 from da_leukemia.config import Experiment, Job, save_experiment, save_job
 from da_leukemia.errors import UserError
+from da_leukemia.files import replacing
 from da_leukemia.sweep.plan import unique
 
 RESULT, LOCK, FAILURE, LOG, PROGRESS = (
@@ -81,17 +82,8 @@ def _said(path: Path) -> Iterator[None]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path and put the file written there in place of ``path`` at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with _said(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with _said(path), replacing(path) as temporary:
+        yield temporary
 
 
 def write_json(path: Path, content: Any) -> None:

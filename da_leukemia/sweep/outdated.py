@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from da_leukemia.config import Experiment, Job
-from da_leukemia.errors import UserError
+from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep import ledger
 from da_leukemia.sweep.facts import Facts
 from da_leukemia.sweep.ledger import Standing, State
@@ -90,9 +90,9 @@ def reopen(experiment: Experiment, jobs: Mapping[str, Job], outdated: Outdated) 
         if len(named) > LISTED:
             named[LISTED:] = [f"  ... and {len(named) - LISTED} more"]
         count = len(outdated.trained)
+        verb = "was" if count == 1 else "were"
         raise UserError(
-            f"{experiment.folder}: the data are not those that {count} finished "
-            f"{'job was' if count == 1 else 'jobs were'} trained on:\n"
+            f"{experiment.folder}: {counted(count, 'finished job')} {verb} trained on other data:\n"
             + "\n".join(named)
             + "\nA matrix of both would compare nothing. Is data.root right? Then give this data "
             "name=SOMETHING_NEW, or set changed_data=retrain to train these jobs again"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.config import Experiment, Job
+from da_leukemia.errors import counted
 from da_leukemia.sweep import ledger
 from da_leukemia.sweep.ledger import Standing, State
 from da_leukemia.sweep.plan import label, make_plan, unique
@@ -47,14 +48,9 @@ def plan_text(experiment: Experiment) -> str:
 def summary(experiment: Experiment, standings: Mapping[str, Standing]) -> str:
     """Return one line of counts."""
     counts = ", ".join(f"{n} {state}" for state, n in ledger.count(standings).items() if n)
-    devices = count(len(set(experiment.tests or experiment.data.domains)), "device")
-    jobs = count(len(standings), "job")
+    devices = counted(len(set(experiment.tests or experiment.data.domains)), "device")
+    jobs = counted(len(standings), "job")
     return f"{experiment.folder}: {jobs}, each tested on {devices}: {counts}"
-
-
-def count(number: int, thing: str) -> str:
-    """Return a number with its noun: ``1 job``, ``2 jobs``."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def status_text(experiment: Experiment, again: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays
 from da_leukemia.data.readers.classes import ClassNames
-from da_leukemia.data.readers.findings import FindingLog, counted
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
-from da_leukemia.errors import DataError
+from da_leukemia.errors import DataError, counted
 from da_leukemia.labels import UNKNOWN, LabelSpace
 
 

@@ -203,11 +203,6 @@ KINDS: dict[str, tuple[str, str]] = {
 """Every kind of finding. ``docs/bring_your_own_device.md`` says what to do about each."""
 
 
-def counted(number: int, noun: str) -> str:
-    """Return ``"1 image"`` or ``"3 images"``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 @dataclass
 class FindingLog:
     """Counts anomalies by kind and keeps the first few places of each."""

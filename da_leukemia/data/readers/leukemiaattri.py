@@ -16,7 +16,7 @@ from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import Fields, RawField, note_unreadable
 from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, RawBox, header_size
 from da_leukemia.data.readers.classes import ClassNames
-from da_leukemia.data.readers.findings import FindingLog, counted
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.leukemiaattri_labels import (
     ReadLabels,
     json_labels,
@@ -25,7 +25,7 @@ from da_leukemia.data.readers.leukemiaattri_labels import (
 )
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import child, subfolders
-from da_leukemia.errors import DataError, did_you_mean
+from da_leukemia.errors import DataError, counted, did_you_mean
 from da_leukemia.labels import LabelSpace
 
 SPLITS = ("train", "test")

@@ -9,8 +9,9 @@ from pathlib import Path
 from da_leukemia.data.readers.boxes import INVALID, MISSING, RawBox, attribute_code
 from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.cocofile import CocoBox, CocoFile, load_coco
-from da_leukemia.data.readers.findings import FindingLog, counted
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import number_rows
+from da_leukemia.errors import counted
 from da_leukemia.labels import LEUKEMIAATTRI, MORPHOLOGY, LabelSpace, normalise, translate
 
 Size = tuple[int, int]

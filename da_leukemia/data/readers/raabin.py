@@ -15,11 +15,11 @@ from typing import Any
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, header_size
-from da_leukemia.data.readers.findings import FindingLog, counted
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import number, parse_number, read_json
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import PARTS, domain_folder, released_split, subfolders
-from da_leukemia.errors import DataError
+from da_leukemia.errors import DataError, counted
 from da_leukemia.labels import LabelSpace, normalise
 
 _CELL = re.compile(r"cell[_ ]?\d+", re.IGNORECASE)

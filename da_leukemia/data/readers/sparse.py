@@ -20,7 +20,7 @@ from pathlib import Path
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import header_size
-from da_leukemia.data.readers.findings import FindingLog, counted
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import number_rows
 from da_leukemia.data.readers.leukemiaattri import parse_name
 from da_leukemia.data.readers.leukemiaattri_labels import (
@@ -38,7 +38,7 @@ from da_leukemia.data.readers.tree import (
     zipped,
 )
 from da_leukemia.data.readers.yolo import shares_to_box
-from da_leukemia.errors import ConfigError, DataError, did_you_mean
+from da_leukemia.errors import ConfigError, DataError, counted, did_you_mean
 from da_leukemia.labels import LabelSpace
 
 ORDERS = {"x1y1x2y2": (0, 1, 2, 3), "x1x2y1y2": (0, 2, 1, 3)}

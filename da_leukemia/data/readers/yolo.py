@@ -16,7 +16,7 @@ import yaml
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import header_size
-from da_leukemia.data.readers.findings import FindingLog, counted
+from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import number_rows, parse_number, read_text
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import (
@@ -28,7 +28,7 @@ from da_leukemia.data.readers.tree import (
     subfolders,
     zipped,
 )
-from da_leukemia.errors import DataError
+from da_leukemia.errors import DataError, counted
 from da_leukemia.labels import LabelSpace
 
 NAME_FILES = (
