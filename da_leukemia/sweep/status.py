@@ -42,7 +42,19 @@ def plan_text(experiment: Experiment) -> str:
             (job_hash, state, job.method_name, job.source, job.target or "", job.seed, note)
         )
     table = _table(("job", "state", "method", "source", "target", "seed", ""), rows)
-    return f"{table}\n\n{summary(experiment, standings)}"
+    return "\n".join([table, "", summary(experiment, standings), *_missing_folders(experiment)])
+
+
+def _missing_folders(experiment: Experiment) -> list[str]:
+    """Say which devices' folders are not there; what is in them is looked at by ``sweep run``."""
+    from da_leukemia.data.experiment import domain_source
+
+    data = experiment.data
+    if data.simulate.patients > 0:
+        return []
+    places = {name: domain_source(data, name).root for name in data.domains}
+    gone = [f"{name}: {root}" for name, root in places.items() if not root.is_dir()]
+    return [f"no such folder: {', '.join(gone)}; set data.root=PATH"] if gone else []
 
 
 def summary(experiment: Experiment, standings: Mapping[str, Standing]) -> str:
