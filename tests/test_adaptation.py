@@ -331,7 +331,7 @@ def test_the_weight_is_the_weight():
 @pytest.mark.parametrize("name", sorted(s.COMPONENTS))
 def test_a_component_of_no_strength_is_not_built(name):
     net = detector()
-    off = s.Method(components=[{"name": name, s.STRENGTH[name]: 0.0}])
+    off = s.Method(components=[{"name": name, s.COMPONENTS[name].strength: 0.0}])
     assert build_components(off, net) == []
     on = build_components(s.Method(components=[{"name": name}]), net)
     assert [type(c).__name__.lower() for c in on] == [name.replace("_", "")]

@@ -1,9 +1,14 @@
-"""The settings of each adaptation component. Free of torch, so that plans are checked at once."""
+"""The settings of each adaptation component. Free of torch, so that plans are checked at once.
+
+Besides its settings each class says two things: ``strength``, the setting that removes the
+component when it is zero, and ``targeted``, whether it looks at photographs of a target device. A
+method without a targeted component is source-only.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass
@@ -17,6 +22,9 @@ class Adversarial:
         ramp: share of training over which the reversal rises from 0 by DANN's schedule
             ``2 / (1 + exp(-10 p)) - 1``; 0 reverses at full strength from the start.
     """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
 
     weight: float = 0.1
     reversal: float = 1.0
@@ -34,6 +42,9 @@ class Fourier:
         beta_max: largest half-width; drawn uniformly per image.
     """
 
+    strength: ClassVar[str] = "probability"
+    targeted: ClassVar[bool] = True
+
     probability: float = 0.5
     beta_min: float = 0.0
     beta_max: float = 0.05
@@ -47,6 +58,9 @@ class Histogram:
         probability: share of source images that are restyled; 0 removes the component.
         blend_min: smallest share of the matched image in the mixture with the original.
     """
+
+    strength: ClassVar[str] = "probability"
+    targeted: ClassVar[bool] = True
 
     probability: float = 0.5
     blend_min: float = 0.5
@@ -65,6 +79,9 @@ class MeanTeacher:
         ramp: share of training over which the weight rises after burn-in.
     """
 
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
     weight: float = 1.0
     threshold: float = 0.6
     negative: float = 0.2
@@ -72,21 +89,13 @@ class MeanTeacher:
     ramp: float = 0.1
 
 
-COMPONENTS: dict[str, type] = {
+COMPONENTS: dict[str, Any] = {
     "adversarial": Adversarial,
     "fourier": Fourier,
     "histogram": Histogram,
     "mean_teacher": MeanTeacher,
 }
 """Component name in a method's YAML -> its settings."""
-
-STRENGTH: dict[str, str] = {
-    "adversarial": "weight",
-    "fourier": "probability",
-    "histogram": "probability",
-    "mean_teacher": "weight",
-}
-"""The setting that removes a component when it is zero."""
 
 
 @dataclass

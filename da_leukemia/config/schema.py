@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from da_leukemia.adaptation.settings import COMPONENTS, STRENGTH, Method
+from da_leukemia.adaptation.settings import COMPONENTS, Method
 from da_leukemia.labels import LABEL_SPACES
 
 IDENTITY_VERSION = 1
@@ -195,11 +195,9 @@ def active_components(method: Method) -> list[dict[str, Any]]:
     active = []
     for settings in method.components:
         kind = str(settings["name"])
-        full = dataclasses.asdict(
-            COMPONENTS[kind](**{k: v for k, v in settings.items() if k != "name"})
-        )
-        if full[STRENGTH[kind]] != 0:
-            active.append({"name": kind, **full})
+        full = COMPONENTS[kind](**{k: v for k, v in settings.items() if k != "name"})
+        if getattr(full, full.strength) != 0:
+            active.append({"name": kind, **dataclasses.asdict(full)})
     return active
 
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from da_leukemia.adaptation.settings import Method
+from da_leukemia.adaptation.settings import COMPONENTS, Method
 from da_leukemia.config import (
     CALIBRATED,
     CALIBRATIONS,
@@ -17,10 +17,6 @@ from da_leukemia.config import (
     complete,
 )
 from da_leukemia.errors import ConfigError
-
-TARGETED = frozenset({"adversarial", "fourier", "histogram", "mean_teacher"})
-"""Components that look at photographs of a target device. A method with none is source-only."""
-
 
 CALIBRATION_MARK = "+"
 """Between a method and what calibration it was run with, as the matrix calls both."""
@@ -45,7 +41,7 @@ def calibration_of(method: str) -> str:
 
 def needs_target(method: Method) -> bool:
     """Return whether a method adapts to a device, i.e. has an active component that looks at it."""
-    return any(component["name"] in TARGETED for component in active_components(method))
+    return any(COMPONENTS[c["name"]].targeted for c in active_components(method))
 
 
 def make_plan(experiment: Experiment) -> list[Job]:
