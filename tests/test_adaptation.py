@@ -19,6 +19,7 @@ from da_leukemia.adaptation.appearance import (
 from da_leukemia.adaptation.base import StepContext
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
+from da_leukemia.data.batches import Targets
 from da_leukemia.data.views import Draw, generator_for
 from da_leukemia.models.backbone import Backbone
 from da_leukemia.models.ema import MovingAverage
@@ -46,9 +47,30 @@ def detector(classes=2, sizes=(2, 3), **settings):
     return OneStageDetector(backbone, classes, sizes, channels=16, depth=1, **settings)
 
 
-def context(source, target, *, progress=1.0, net=None, teacher=None, weak=None, log=None):
-    noted = {} if log is None else log
-    return StepContext(net, teacher, progress, draw(), source, target, weak, noted.__setitem__)
+def no_labels(images=2):
+    return Targets(
+        torch.zeros(images, 4, 4),
+        torch.full((images, 4), -1),
+        torch.full((images, 4, 0), -1),
+        torch.zeros(images, 4, dtype=torch.bool),
+        torch.ones(images, 2, dtype=torch.bool),
+    )
+
+
+def context(
+    source, target, *, progress=1.0, net=None, teacher=None, weak=None, log=None, labels=None
+):
+    return StepContext(
+        detector=net,
+        teacher=teacher,
+        progress=progress,
+        draw=draw(),
+        source=source,
+        source_targets=labels or no_labels(),
+        target=target,
+        target_weak=weak,
+        log=({} if log is None else log).__setitem__,
+    )
 
 
 def outputs(*features, images=2):
@@ -355,6 +377,7 @@ def test_a_component_cannot_reach_a_target_label():
         "progress",
         "draw",
         "source",
+        "source_targets",
         "target",
         "target_weak",
         "log",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from da_leukemia.data.batches import Targets
 from da_leukemia.data.views import Draw
 from da_leukemia.models.one_stage import OneStageDetector, Outputs
 
@@ -21,6 +22,7 @@ class StepContext:
         progress: share of training done, 0..1.
         draw: random numbers of this step.
         source: outputs on the source view the student learns from.
+        source_targets: labels of that view; the source's own, which every method may use.
         target: outputs on the target's view; None where no component asked for it.
         target_weak: weak view of the target ``(B, 3, S, S)``, None for source-only.
         log: call with a name and a tensor to have it averaged and logged.
@@ -31,6 +33,7 @@ class StepContext:
     progress: float
     draw: Draw
     source: Outputs
+    source_targets: Targets
     target: Outputs | None
     target_weak: Tensor | None
     log: Callable[[str, Tensor], None]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from da_leukemia.adaptation.base import Component, StepContext
 from da_leukemia.config import Augmentation, Trainer
-from da_leukemia.data.batches import LabelledBatch, UnlabelledBatch
+from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.views import (
     Draw,
@@ -130,7 +130,9 @@ class DetectionTask(L.LightningModule):
         on_source = outputs.select(slice(0, count))
         on_target = outputs.select(slice(count, None)) if strong_target is not None else None
         losses = self.detector.loss(on_source, targets)
-        losses |= self._adaptation_losses(on_source, on_target, weak_target, progress, own)
+        losses |= self._adaptation_losses(
+            on_source, targets, on_target, weak_target, progress, own
+        )
 
         total = torch.stack(list(losses.values())).sum()
         self.log_dict(
@@ -147,6 +149,7 @@ class DetectionTask(L.LightningModule):
     def _adaptation_losses(
         self,
         source: Outputs,
+        targets: Targets,
         target: Outputs | None,
         weak: Tensor | None,
         progress: float,
@@ -160,6 +163,7 @@ class DetectionTask(L.LightningModule):
             progress=progress,
             draw=draw,
             source=source,
+            source_targets=targets,
             target=target,
             target_weak=weak,
             log=lambda name, value: self.log(name, value, on_epoch=True, on_step=False),
