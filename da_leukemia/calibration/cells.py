@@ -124,6 +124,7 @@ def find_cells(
     pixel: float,
     red: Values | None = None,
     enough: float = np.inf,
+    circles: bool = True,
 ) -> Found | None:
     """Find the single cells of one photograph.
 
@@ -137,6 +138,7 @@ def find_cells(
         pixel: original pixels per pixel of ``flat``.
         red: ``(3,)`` light of a red cell, as a share of the background's; finds nuclei.
         enough: single cells of about the expected size above which touching ones stay together.
+        circles: whether to look for inscribed circles.
 
     Returns:
         What was found, or None where nothing stands out from the background.
@@ -157,12 +159,12 @@ def find_cells(
             level = float(np.clip(0.5 * rim, 0.6 * level, 1.25 * level))
     least = max(12.0, 0.06 * expected**2 / aspect)
     fits, moments = fitting(numbered, count, valid, aspect, least)
-    away = depth(mask, aspect)
     size = moments[0, fits - 1] / (np.pi / 4 * expected**2 / aspect)
-    if ((size > 0.3) & (size < 3)).sum() < enough:
+    touching = bool(((size > 0.3) & (size < 3)).sum() < enough)
+    away = depth(mask, aspect) if touching or circles else np.zeros(mask.shape)
+    parted, pieces = np.zeros_like(numbered), 0
+    if touching:
         parted, pieces = cut(mask & ~np.isin(numbered, fits), away, expected)
-    else:
-        parted, pieces = np.zeros_like(numbered), 0
     shards, more = fitting(parted, pieces, valid, aspect, least)
     relative = np.asarray(flat / np.maximum(background, 1), dtype=np.float32)
     parts = [_inside(relative, numbered, fits, red), _inside(relative, parted, shards, red)]
@@ -176,7 +178,7 @@ def find_cells(
         height=4 * np.sqrt(yy),
         alone=np.arange(len(cx)) < len(fits),
         nucleus=np.concatenate([part[0] for part in parts]),
-        inscribed=inscribed(away, valid, expected, aspect) * pixel,
+        inscribed=inscribed(away, valid, expected, aspect) * pixel if circles else np.zeros(0),
         colour=np.concatenate([part[1] for part in parts]),
         foreground=float(mask.sum() / max(1, valid.sum())),
         separable=share,

@@ -27,6 +27,9 @@ _ACROSS = 24
 _ENOUGH_IN_ONE = 8
 """Single cells of a photograph that are enough while the size is sought."""
 
+_WITH_CIRCLES = 20
+"""Photographs, about, in which inscribed circles are sought: they are a check only."""
+
 _STARTS = (1.5, 2.5, 0.8)
 """Widths to start from, in that of autocorrelation: pale-centred cells give half their size."""
 
@@ -234,6 +237,7 @@ def _settle_from(light: Light, first: float, aspect: float) -> Start | None:
                     aspect=aspect,
                     red=red,
                     enough=_ENOUGH_IN_ONE,
+                    circles=False,
                 )
             )
         ]
@@ -270,6 +274,7 @@ def find_all(light: Light, progress: Callable[[int, int], None] | None = None) -
         return None
     (width, aspect, red), correlated = (start[0].width, start[0].aspect, start[0].red), start[1]
     centre = width / np.sqrt(aspect)
+    step = max(1, len(light.fields) // _WITH_CIRCLES)
     # Touching cells are taken apart only where too few lie alone: it costs time and accuracy.
     for enough in (0.0, np.inf):
         found: list[Found | None] = []
@@ -285,6 +290,7 @@ def find_all(light: Light, progress: Callable[[int, int], None] | None = None) -
                     aspect=aspect,
                     red=red,
                     enough=enough,
+                    circles=index % step == 0,
                 )
             )
             if progress is not None and enough == 0:

@@ -24,6 +24,9 @@ _BETWEEN = 0.06
 _MIXED = 0.2
 """Share of images of another size above which there is no one size of the folder."""
 
+_LOOKED_AT = 12
+"""Images without a red cell of the common size in which others are sought."""
+
 _PART = 0.4
 """Most of an image's shorter side that a red cell may take."""
 
@@ -136,7 +139,9 @@ def _others(light: Light, sizes: Sizes, diameter: float) -> tuple[tuple[str, ...
     ]
     if len(rest) < max(3, 0.1 * len(light.fields)):
         return (), False
-    part = light.part(rest)
+    part = light.part(
+        [rest[i] for i in np.linspace(0, len(rest) - 1, min(len(rest), _LOOKED_AT)).astype(int)]
+    )
     others = find_all(part)
     if others is None or sum(int(mine.sum()) for mine in others.chosen) < _FEWEST_CELLS:
         return (), False
