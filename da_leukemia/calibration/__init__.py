@@ -11,7 +11,7 @@ from da_leukemia.calibration.apply import (
     scale_to,
     white_point,
 )
-from da_leukemia.calibration.record import Calibration, Quantity, RedCells, load, save
+from da_leukemia.calibration.record import Calibration, Quantity, RedCells, load, save, store
 
 __all__ = [
     "Calibration",
@@ -25,5 +25,6 @@ __all__ = [
     "save",
     "scale_factors",
     "scale_to",
+    "store",
     "white_point",
 ]

@@ -18,6 +18,9 @@ RED_CELL_UM_SPREAD = 0.04
 
 FORMAT = 1
 
+NAME = "calibration.json"
+"""The file beside a device's images."""
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -164,9 +167,35 @@ _QUANTITIES = (
 
 
 def save(calibration: Calibration, path: Path) -> None:
-    """Write a calibration as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(calibration.to_dict(), indent=1) + "\n", encoding="utf-8")
+    """Write a calibration as JSON.
+
+    Raises:
+        DataError: it cannot be written there; names the file and the way out.
+    """
+    text = json.dumps(calibration.to_dict(), indent=1) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); choose another place with --out FILE"
+        ) from error
+
+
+def store(calibration: Calibration, folder: Path, out: Path | None = None) -> Path:
+    """Write a calibration beside its images, or where it is wanted; return the file.
+
+    Args:
+        calibration: the device's.
+        folder: its images; the file there is `NAME`, an earlier one is replaced.
+        out: another file.
+
+    Raises:
+        DataError: it cannot be written there.
+    """
+    path = folder / NAME if out is None else out
+    save(calibration, path)
+    return path
 
 
 def load(path: Path) -> Calibration:
