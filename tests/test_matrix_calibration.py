@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from da_leukemia.calibration import Calibration, Quantity, RedCells
 from da_leukemia.config import Data, Domain, Experiment
 from da_leukemia.errors import ConfigError
+from da_leukemia.report.contents import gather
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.headlines import headlines
+from da_leukemia.report.html import page
 from da_leukemia.report.tables import caption
 from da_leukemia.sweep.matrix import Result, build_matrix
 from da_leukemia.sweep.plan import calibrated_name, calibration_of, make_plan, unique
@@ -122,3 +125,31 @@ def test_a_caption_does_not_hide_that_images_were_seen():
     matrix = build_matrix(results())
     assert "no image of the device" in caption(matrix.view("fair_source_only"))
     assert "unlabelled images of the device" in caption(matrix.view("fair_source_only+calibrated"))
+
+
+def test_the_report_shows_what_was_measured_and_what_was_not(tmp_path):
+    known = Calibration(
+        fields=9,
+        size=(640, 480),
+        red_cell_px=RedCells(22.0, 24.0, 20.0, 26.0),
+        px_per_um_x=Quantity(2.9, 2.7, 3.1),
+        px_per_um_y=Quantity(3.2, 3.0, 3.4),
+        notes=("too little clear background was seen",),
+    )
+    made = experiment(calibration=["none", "default"])
+    made.runs_dir = str(tmp_path)
+    devices = {"scope": known.to_dict(), "phone": Calibration(9, (640, 480)).to_dict()}
+    jobs = {(j.method_name, j.source): j.hash for j in make_plan(made)}
+    given = [
+        Result(
+            {**r.content, "job": jobs[r.run.method, r.run.source]}
+            | ({"devices": devices} if "+" in r.run.method else {})
+        )
+        for r in results()
+    ]
+    text = page(gather(made, given))
+    assert "22 x 24 [20, 26]" in text
+    assert "2.90 x 3.20" in text
+    assert '<td class="n">light, colour</td>' in text
+    assert '<td class="n">scale, light, colour</td>' in text
+    assert "scope: too little clear background was seen" in text

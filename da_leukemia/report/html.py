@@ -17,6 +17,7 @@ from da_leukemia.report.headlines import (
 from da_leukemia.report.markup import breakable, escape
 from da_leukemia.report.sections import (
     details_section,
+    devices_section,
     gap_section,
     missing_section,
     samples_section,
@@ -35,6 +36,7 @@ def page(contents: Contents) -> str:
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
         ("gap", "How much of the loss adaptation wins back", gap_section(contents)),
         ("types", "By cell type and attribute", details_section(contents)),
+        ("devices", "The devices as they were measured", devices_section(contents)),
         ("samples", "What the detectors see", samples_section(contents)),
         ("missing", "Runs without a result", missing_section(contents)),
         ("settings", "Settings and versions", settings_section(contents)),
@@ -119,8 +121,8 @@ def _metric(metric: str, views: Sequence[View]) -> str:
     top = top_of_scale(row.value for row in rows)
     stops = ", ".join(colour(top * i / 8, top)[0] for i in range(9))
     seeds = sorted({row.seeds for row in rows})
-    counted = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
-    means = "One seed." if seeds == [1] else f"Mean over {counted} seeds."
+    many = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
+    means = "One seed." if seeds == [1] else f"Mean over {many} seeds."
     if any(row.low is not None for row in rows):
         means += (
             " Below it the 95 % interval of a bootstrap over seeds and patients (fields where a "

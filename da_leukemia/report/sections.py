@@ -8,11 +8,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from da_leukemia.calibration.record import Calibration, Quantity
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.markup import breakable, escape, table
 from da_leukemia.report.samples import MIN_SCORE, Finding, Sample, choose, draw
 from da_leukemia.report.tables import (
+    DASH,
     GAP_HEADER,
     SUMMARY_HEADER,
     gap_cells,
@@ -46,6 +48,52 @@ def gap_section(contents: Contents) -> str:
         "scored on the same resampled patients or fields.</p></details>"
         + (f"<p>Not given:</p><ul class='said'>{told}</ul>" if told else "")
     )
+
+
+DEVICES_HEADER = (
+    *("device", "red cell, px", "px per um", "light lost", "background", "edge, px", "noise"),
+    "left alone",
+)
+
+
+def devices_section(contents: Contents) -> str:
+    """What the calibration found out about each device, and what it could not."""
+    found: dict[str, Calibration] = {}
+    for result in contents.results:
+        told = result.content.get("devices") or {}
+        found |= {name: Calibration.from_dict(device) for name, device in told.items()}
+    names = [name for name in contents.experiment.data.domains if name in found]
+    if not names:
+        return ""
+    notes = [f"<li>{escape(f'{n}: {note}')}</li>" for n in names for note in found[n].notes]
+    return (
+        "<p>Measured on unlabelled training images of each device, its 90 % interval in brackets; "
+        "no label and no test image was used. What is unknown is left as it was.</p>"
+        + table(DEVICES_HEADER, [_device_cells(name, found[name]) for name in names], words=1)
+        + (f"<ul class='said'>{''.join(notes)}</ul>" if notes else "")
+    )
+
+
+def _device_cells(name: str, device: Calibration) -> list[str]:
+    def number(quantity: Quantity, places: int) -> str:
+        return DASH if quantity.value is None else f"{quantity.value:.{places}f}"
+
+    red, clear = device.red_cell_px, device.background
+    size = f"{red.width:.0f} x {red.height:.0f} [{red.low:.0f}, {red.high:.0f}]" if red else DASH
+    levels = " ".join(f"{q.value:.0f}" for q in clear) if clear else DASH
+    known = {
+        "scale": device.px_per_um_x.known,
+        "light": device.illumination is not None,
+        "colour": clear is not None,
+    }
+    return [
+        *(name, size),
+        f"{number(device.px_per_um_x, 2)} x {number(device.px_per_um_y, 2)}",
+        *(number(device.illumination_fall, 2), levels),
+        f"{number(device.edge_x, 1)} x {number(device.edge_y, 1)}",
+        number(device.noise, 2),
+        ", ".join(what for what, is_known in known.items() if not is_known) or "nothing",
+    ]
 
 
 def details_section(contents: Contents) -> str:

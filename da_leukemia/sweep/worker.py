@@ -95,6 +95,7 @@ def run_job(folder: Path) -> None:
             "versions": versions(),
             "data": trained_on,
             "split": facts.split.fingerprint,
+            "devices": {name: device.to_dict() for name, device in facts.devices.items()},
             "device": device_name(),
             "timings": {
                 "train_s": round(train_seconds, 2),
