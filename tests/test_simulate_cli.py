@@ -25,7 +25,7 @@ def test_the_command_writes_the_plain_tree_as_before(tmp_path: Path):
         "patients": 1,
         "fields_per_patient": 1,
         "seed": 3,
-        "simulator_version": 4,
+        "simulator_version": 5,
     }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from da_leukemia.simulate.devices import DEVICES, Device, device_of, photograph
     from da_leukemia.simulate.scene import Scene, render_field
 
-SIMULATOR_VERSION: int = 4
+SIMULATOR_VERSION: int = 5
 """Raised whenever the same settings give other pixels or labels."""
 
 _LAZY = {

@@ -145,18 +145,26 @@ def _nucleus(x: Array, y: Array, form: str, r: float, rng: np.random.Generator) 
 
 
 def _stain_nucleus(
-    nucleus: Array, coarse: bool, nucleolus: bool, palette: Palette, rng: np.random.Generator
+    nucleus: Array,
+    distance: Array,
+    coarse: bool,
+    nucleolus: bool,
+    palette: Palette,
+    rng: np.random.Generator,
 ) -> Array:
     shape = nucleus.shape
+    grain = np.clip(mottle(shape, 0.9, rng), -2, 2)
     if coarse:
-        clumps = np.tanh(1.4 * mottle(shape, 2.6, rng))
-        density = 1.0 + 0.24 * clumps + 0.05 * mottle(shape, 1.0, rng)
-        colour = palette.nucleus * np.float32(rng.uniform(0.96, 1.08))
+        clumps = np.tanh(1.5 * mottle(shape, 2.6, rng))
+        density = 1.0 + 0.29 * clumps + 0.09 * grain
+        colour = palette.nucleus * np.float32(rng.uniform(1.04, 1.18))
     else:
         # Open chromatin is a fine net and lets more red through than clumped chromatin.
-        density = 1.0 + 0.08 * mottle(shape, 0.9, rng) + 0.06 * mottle(shape, 3.5, rng)
-        colour = palette.nucleus * np.array([0.88, 0.96, 0.92], dtype=np.float32)
+        density = 1.0 + 0.1 * grain + 0.09 * mottle(shape, 2.8, rng)
+        colour = palette.nucleus * np.array([0.79, 0.96, 0.88], dtype=np.float32)
         colour = colour * np.float32(rng.uniform(0.92, 1.08))
+    # The nuclear membrane: chromatin lies against it.
+    density += 0.16 * np.exp(-((distance / 1.2 + 1.0) ** 2))
     od = density * colour[:, None, None]
     if nucleolus:
         pale = np.zeros(shape, dtype=np.float32)
@@ -172,7 +180,7 @@ def _stain_nucleus(
             gap = np.hypot(x - cx, y - cy) - radius
             np.maximum(pale, soft(gap, 1.2), out=pale)
             od *= 1 + 0.12 * np.exp(-((gap - 1.2) ** 2) / 2)
-        od *= 1 - pale * np.array([0.22, 0.42, 0.5], dtype=np.float32)[:, None, None]
+        od *= 1 - pale * np.array([0.32, 0.5, 0.5], dtype=np.float32)[:, None, None]
     out: Array = od.astype(np.float32)
     return out
 
@@ -247,7 +255,8 @@ def draw_cell(
     if form != "round":
         distance = distance + np.float32(0.045 * r) * mottle(distance.shape, 0.22 * r, rng)
     # The nucleus stays a thin rim away from the membrane, whatever its form.
-    nucleus = soft(np.maximum(distance, outline + np.float32(1.2)), 0.9)
+    inside = np.maximum(distance, outline + np.float32(1.2))
+    nucleus = soft(inside, 1.0)
 
     blue = float(np.clip(look.blue + rng.normal(0, 0.08), 0, 1))
     colour = palette.lilac * np.float32(1 - blue) + palette.blue * np.float32(blue)
@@ -256,9 +265,9 @@ def draw_cell(
         colour = colour + palette.blue * np.float32(rng.uniform(0.75, 1.05))
     # Basophilic cytoplasm is deepest at the membrane and pale by the nucleus.
     depth = np.clip(1 + outline / np.float32(radius * 0.5), 0, 1)
-    density = 0.85 + 0.3 * depth + 0.05 * mottle(body.shape, 1.6, rng)
+    density = 0.85 + 0.3 * depth + 0.09 * mottle(body.shape, 1.2, rng)
     od = density * colour[:, None, None]
-    chromatin = _stain_nucleus(nucleus, coarse, nucleolus, palette, rng)
+    chromatin = _stain_nucleus(nucleus, inside, coarse, nucleolus, palette, rng)
     od += nucleus * (chromatin - od)
     _granulate(od, look.granules, body, nucleus, palette, rng)
     if vacuoles:

@@ -73,6 +73,22 @@ def draw_platelets(canvas: Canvas, palette: Palette, count: int, rng: np.random.
         canvas.paint(patch, rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT))
 
 
+def draw_shreds(canvas: Canvas, palette: Palette, dirt: float, rng: np.random.Generator) -> None:
+    """Lay thin nets of dye about, which nobody boxes."""
+    for _ in range(rng.poisson(1.5 + 1.5 * dirt)):
+        radius = float(rng.uniform(4, 13))
+        x, y = grid(2 * int(radius * 1.8) + 7)
+        outline = blob(x, y, radius, rng, wobble=0.3, stretch=float(rng.uniform(1, 2)))
+        net = np.clip(1.1 - 2.4 * np.abs(mottle(x.shape, 1.5, rng)), 0, 1)
+        amount = net * soft(outline, radius * 0.5) * np.float32(rng.uniform(0.25, 0.85))
+        canvas.add(
+            amount.astype(np.float32),
+            palette.platelet,
+            rng.uniform(0, WIDTH),
+            rng.uniform(0, HEIGHT),
+        )
+
+
 def draw_background(
     canvas: Canvas, palette: Palette, dirt: float, rng: np.random.Generator
 ) -> None:
@@ -86,7 +102,10 @@ def draw_background(
     dust = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
     count = rng.poisson(70 * dirt)
     dust[rng.integers(0, HEIGHT, count), rng.integers(0, WIDTH, count)] = rng.uniform(1, 5, count)
-    dust = gaussian_filter(dust, 0.9, truncate=3.0)
+    # Specks too fine to count, on every slide: the film is never clean.
+    count = rng.poisson(600 + 1100 * dirt)
+    dust[rng.integers(0, HEIGHT, count), rng.integers(0, WIDTH, count)] += rng.gamma(1, 0.3, count)
+    dust = gaussian_filter(dust, 0.8, truncate=3.0)
     canvas.od += dust * palette.platelet[:, None, None]
     if rng.random() < 0.15:
         x0, y0 = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)

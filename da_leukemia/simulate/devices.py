@@ -67,30 +67,30 @@ class Device:
 _TABLE: tuple[Device, ...] = (
     # name, blur, sampling, fringe, gain, saturation, gamma,
     # flare, vignette, gradient, noise, sharpen, jpeg, drift
-    Device("H_100X_C2", 0.8, 1.0, 0.15, (1.0, 1.0, 1.0), 1.0, 1.0,
-           0.0, 0.0, 0.0, 0.6, 0.5, 0, 0.010),
+    Device("H_100X_C2", 0.62, 1.0, 0.15, (1.0, 1.0, 1.0), 1.0, 1.0,
+           0.0, 0.0, 0.0, 0.5, 0.85, 0, 0.010),
     Device("H_40X_C2", 1.3, 1.8, 0.25, (1.02, 1.03, 1.0), 1.0, 0.97,
-           0.03, 0.02, 0.02, 0.9, 0.2, 0, 0.015),
+           0.03, 0.02, 0.02, 0.5, 0.2, 0, 0.015),
     Device("H_10X_C2", 2.1, 3.2, 0.35, (1.06, 1.07, 1.03), 0.95, 0.95,
-           0.06, 0.03, 0.02, 1.0, 0.15, 0, 0.015),
+           0.06, 0.03, 0.02, 0.55, 0.15, 0, 0.015),
     Device("H_100X_C1", 1.6, 1.0, 0.35, (1.18, 1.03, 1.30), 1.45, 0.64,
-           0.06, 0.42, 0.10, 1.6, 1.3, 64, 0.030),
+           0.06, 0.42, 0.10, 0.8, 1.3, 64, 0.030),
     Device("H_40X_C1", 2.0, 1.8, 0.45, (1.18, 1.05, 1.28), 1.40, 0.66,
-           0.08, 0.42, 0.10, 1.8, 1.2, 62, 0.030),
+           0.08, 0.42, 0.10, 0.9, 1.2, 62, 0.030),
     Device("H_10X_C1", 2.5, 3.2, 0.50, (1.18, 1.06, 1.26), 1.35, 0.68,
-           0.11, 0.44, 0.10, 2.0, 1.2, 60, 0.030),
+           0.11, 0.44, 0.10, 1.0, 1.2, 60, 0.030),
     Device("L_100X_C2", 2.4, 1.2, 0.90, (1.09, 0.99, 0.78), 0.80, 1.08,
-           0.12, 0.16, 0.22, 1.4, 0.0, 0, 0.050),
+           0.12, 0.16, 0.22, 0.8, 0.0, 0, 0.050),
     Device("L_40X_C2", 2.8, 2.1, 1.00, (1.09, 1.00, 0.78), 0.78, 1.06,
-           0.15, 0.18, 0.22, 1.5, 0.0, 0, 0.050),
+           0.15, 0.18, 0.22, 0.85, 0.0, 0, 0.050),
     Device("L_10X_C2", 3.3, 3.6, 1.10, (1.08, 1.00, 0.78), 0.76, 1.05,
-           0.19, 0.20, 0.20, 1.6, 0.0, 0, 0.050),
+           0.19, 0.20, 0.20, 0.9, 0.0, 0, 0.050),
     Device("L_100X_C1", 2.3, 1.2, 1.0, (0.92, 1.04, 1.26), 1.05, 0.8,
-           0.12, 0.38, 0.2, 2.2, 0.8, 60, 0.040),
+           0.12, 0.38, 0.2, 1.1, 0.8, 60, 0.040),
     Device("L_40X_C1", 2.6, 2.1, 1.1, (0.94, 1.04, 1.24), 1.0, 0.8,
-           0.15, 0.4, 0.2, 2.4, 0.8, 58, 0.040),
+           0.15, 0.4, 0.2, 1.2, 0.8, 58, 0.040),
     Device("L_10X_C1", 3.1, 3.6, 1.2, (0.96, 1.05, 1.22), 0.95, 0.82,
-           0.18, 0.42, 0.18, 2.6, 0.8, 55, 0.040),
+           0.18, 0.42, 0.18, 1.3, 0.8, 55, 0.040),
 )
 # fmt: on
 
@@ -150,7 +150,9 @@ def photograph(scene: Scene, device: Device, rng: np.random.Generator) -> NDArra
     if device.gamma != 1:
         light = np.clip(light, 0, None) ** np.float32(device.gamma)
     light *= 255
-    light += np.float32(device.noise) * rng.standard_normal(light.shape, dtype=np.float32)
+    grain = rng.standard_normal(light.shape, dtype=np.float32)
+    grain += np.float32(_SHARED) * grain.mean(axis=0)
+    light += np.float32(device.noise) * grain
     if device.sharpen:
         light += np.float32(device.sharpen) * (light - _gauss(light, 1.4))
     pixels = (np.clip(light, 0, 255) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0)
@@ -160,6 +162,10 @@ def photograph(scene: Scene, device: Device, rng: np.random.Generator) -> NDArra
         image.save(memory, "JPEG", quality=device.jpeg)
         image = Image.open(memory)
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+_SHARED = 1.35
+"""Share of the mean noise that all colours get: they then correlate by 0.6, as in real fields."""
 
 
 def _habits(scene: Scene, device: str, drift: float) -> tuple[NDArray[np.float64], float]:

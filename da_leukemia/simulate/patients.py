@@ -53,6 +53,7 @@ class Patient:
         clumping: how often a red cell lies against another.
         pallor: mean depth of the central pallor, 0 to 1.
         dirt: how much precipitate and how many platelets lie about.
+        rim: pixels over which the rounded rim of a red cell rises to half its height.
     """
 
     diagnosis: str
@@ -66,6 +67,7 @@ class Patient:
     clumping: float
     pallor: float
     dirt: float
+    rim: float
 
 
 def diagnosis_of(patient: int) -> str:
@@ -117,6 +119,8 @@ def _palette(rng: np.random.Generator) -> Palette:
     pale = name == "pale"
     od_red = np.log(background / red) * rng.uniform(0.9, 1.1) * rng.uniform(0.96, 1.04, 3)
     od_nucleus = np.log(background / nucleus) * rng.uniform(0.98, 1.14) * rng.uniform(0.96, 1.04, 3)
+    # What is measured on a nucleus is paler than its ink: light from beside it is spread over it.
+    od_nucleus = od_nucleus * [1.21, 1.03, 1.12]
     depth = rng.uniform(0.85, 1.15) * (0.9 if pale else 1.0)
     background = background + rng.normal(0, 3.0) + rng.normal(0, 1.5, 3)
 
@@ -151,9 +155,10 @@ def make_patient(seed: int, patient: int) -> Patient:
         white_cells=crowd * float(rng.uniform(0.7, 1.3)),
         artefacts=float(rng.choice([0.15, 0.5, 1.0, 2.0], p=[0.25, 0.35, 0.25, 0.15])),
         red_cells=float(rng.uniform(62, 112)),
-        red_diameter=float(np.clip(rng.normal(38.5, 2.8), 31, 44)),
+        red_diameter=float(np.clip(rng.normal(38.0, 2.8), 31, 44)),
         red_shapes=shapes / shapes.sum(),
-        clumping=float(rng.uniform(0.15, 0.6)),
+        clumping=float(rng.uniform(0.2, 0.7)),
         pallor=float(rng.uniform(0.25, 0.65)),
         dirt=float(rng.choice([0.3, 1.0, 3.0], p=[0.35, 0.4, 0.25])),
+        rim=float(np.clip(rng.lognormal(np.log(3.6), 0.2), 2.2, 5.5)),
     )

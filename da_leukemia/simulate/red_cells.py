@@ -60,7 +60,9 @@ def place_red_cells(
     return cells
 
 
-def _thickness(shape: str, radius: float, pallor: float, rng: np.random.Generator) -> Array:
+def _thickness(
+    shape: str, radius: float, pallor: float, rim: float, rng: np.random.Generator
+) -> Array:
     x, y = grid(2 * int(radius * 1.7) + 5)
     stretch = rng.uniform(1.25, 1.7) if shape == "oval" else rng.uniform(1, 1.2)
     if shape == "teardrop":
@@ -73,7 +75,8 @@ def _thickness(shape: str, radius: float, pallor: float, rng: np.random.Generato
         radii = (radius * (0.1 + 0.78 * (1 - steps) ** 1.4)).tolist()
         distance = chain(x, y, points, radii, 0.06 * radius)
     else:
-        distance = blob(x, y, radius, rng, wobble=0.025, stretch=float(stretch))
+        wobble = min(0.02 + float(rng.exponential(0.016)), 0.045)
+        distance = blob(x, y, radius, rng, wobble=wobble, stretch=float(stretch))
     if shape == "burr":
         theta = np.arctan2(y, x)
         spikes = int(rng.integers(7, 13))
@@ -81,7 +84,9 @@ def _thickness(shape: str, radius: float, pallor: float, rng: np.random.Generato
         wave = np.cos(spikes * theta + np.float32(rng.uniform(0, 6)))
         wave = wave + 0.7 * np.cos((spikes - 3) * theta + np.float32(rng.uniform(0, 6)))
         distance = distance - np.float32(radius * rng.uniform(0.04, 0.08)) * wave.astype(np.float32)
-    body = soft(distance, 1.3)
+    # The rim is rounded: thickness rises smoothly, so its edge is wide where a nucleus' is sharp.
+    rise = soft(distance, rim * rng.uniform(0.65, 1.35))
+    body = rise * rise * (3 - 2 * rise)
     depth = np.clip(-distance / np.float32(radius), 0, 1)
     if shape == "ring":
         hole = np.clip((depth - 0.3) / 0.18, 0, 1)
@@ -92,10 +97,14 @@ def _thickness(shape: str, radius: float, pallor: float, rng: np.random.Generato
         profile = 1 - 0.1 * depth
     else:
         hollow = float(np.clip(rng.normal(pallor, 0.2), 0, 0.9))
-        rim = rng.uniform(0.3, 0.5)
-        profile = 1.03 - hollow * np.clip((depth - rim * 0.6) / rim, 0, 1) ** 1.3
-    # A thin dark line along the edge, where the light is bent away.
-    edge = 0.12 * np.exp(-((distance / 1.6 + 0.8) ** 2))
+        wall = rng.uniform(0.32, 0.58)
+        # A cell that lies askew is thicker on one side.
+        angle, tilt = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.16) / radius
+        lean = np.float32(tilt * np.cos(angle)) * x + np.float32(tilt * np.sin(angle)) * y
+        hole = np.clip((depth + lean - wall * 0.6) / wall, 0, 1)
+        profile = 1.03 - hollow * hole * hole * (3 - 2 * hole)
+    # The thickest ring lies a little inside the edge.
+    edge = 0.07 * np.exp(-((distance / 2.5 + 1.8) ** 2))
     out: Array = (body * (profile + edge)).astype(np.float32)
     return out
 
@@ -108,18 +117,18 @@ def draw_red_cells(
     young = np.zeros_like(blood)
     for x, y, radius in cells:
         shape = RED_SHAPES[int(rng.choice(len(RED_SHAPES), p=patient.red_shapes))]
-        patch = _thickness(shape, radius, patient.pallor, rng)
-        patch *= np.float32(rng.normal(1.0, 0.06))
+        patch = _thickness(shape, radius, patient.pallor, patient.rim, rng)
+        patch *= np.float32(np.clip(rng.normal(1.0, 0.1), 0.7, 1.35))
         place = Canvas.window(len(patch), x, y)
         if place is None:
             continue
         rows, cols, prows, pcols = place
         new, old = patch[prows, pcols], blood[rows, cols]
-        blood[rows, cols] = np.maximum(old, new) + np.float32(0.16) * np.minimum(old, new)
+        blood[rows, cols] = np.maximum(old, new) + np.float32(0.22) * np.minimum(old, new)
         if rng.random() < 0.03:
             young[rows, cols] = np.maximum(young[rows, cols], new)
-    blood *= 1 + np.float32(0.035) * mottle(blood.shape, 1.3, rng)
+    blood *= 1 + np.float32(0.04) * mottle(blood.shape, 1.0, rng)
     canvas.od += blood * patient.palette.red[:, None, None]
     # Polychromasia: young red cells take up the blue-violet dye as well.
     purple = np.array([0.5, 0.68, 0.2], dtype=np.float32) - patient.palette.red
-    canvas.od += young * (np.float32(0.55) * purple)[:, None, None]
+    canvas.od += young * (np.float32(0.42) * purple)[:, None, None]

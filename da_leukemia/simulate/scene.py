@@ -16,6 +16,7 @@ from da_leukemia.simulate.clutter import (
     draw_background,
     draw_platelets,
     draw_refractile,
+    draw_shreds,
 )
 from da_leukemia.simulate.patients import Patient, make_patient
 from da_leukemia.simulate.red_cells import Circle, draw_red_cells, place_red_cells
@@ -157,6 +158,7 @@ def render_field(seed: int, patient: int, field: int) -> Scene:
     draw_background(canvas, slide.palette, slide.dirt, rng)
     draw_red_cells(canvas, slide, place_red_cells(slide, taken, rng), rng)
     draw_platelets(canvas, slide.palette, int(rng.poisson(5 + 3 * slide.dirt)), rng)
+    draw_shreds(canvas, slide.palette, slide.dirt, rng)
     for index, (_, _, patch, (x, y, _)) in enumerate(objects, start=1):
         canvas.paint(patch, x, y, owner=index)
     draw_refractile(canvas, slide.dirt, rng)
