@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from da_leukemia.calibration import load, store
+from da_leukemia.calibration import load, scale, store
 from da_leukemia.calibration.automatic import calibrate_images
 from da_leukemia.calibration.evidence import as_fields, drawn
 from da_leukemia.calibration.fields import spread
@@ -70,26 +71,12 @@ def test_torch_is_not_imported():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def rings(diameter, seed, size=480):
-    """Draw cells whose wide pale middle lies almost at the background's level, and specks."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size] + 0.5
-    depth = np.zeros((size, size))
-    for _ in range(16):
-        away = np.hypot(x - rng.uniform(0, size), y - rng.uniform(0, size)) / (diameter / 2)
-        rim = np.clip((1 - away) * diameter / 2 + 0.5, 0, 1)
-        depth = np.maximum(depth, rim * (1 - 0.85 * np.exp(-((away / 0.6) ** 4))))
-    for _ in range(60):
-        away = np.hypot(x - rng.uniform(0, size), y - rng.uniform(0, size))
-        depth = np.maximum(depth, 0.7 * np.clip(rng.uniform(2, 5) - away, 0, 1))
-    light = (1 - 0.4 * depth)[..., None] * [200.0, 180.0, 190.0]
-    return (light + rng.normal(0, 1, light.shape)).clip(0, 255).astype(np.uint8)
-
-
-def test_specks_are_not_taken_for_ring_shaped_cells():
-    made = [rings(90, seed) for seed in range(12)]
+@pytest.mark.parametrize("factor", [0.38, 0.7, 1.2])
+def test_a_wrong_first_idea_of_the_size_is_put_right(factor, monkeypatch):
+    made = [drawn(40, seed=seed, cover=0.5) for seed in range(6)]
+    monkeypatch.setattr(scale, "rough", lambda light: (40 * factor, 40 * factor))
     red = calibrate(as_fields(made)).calibration.red_cell_px
-    assert red is None or red.diameter == pytest.approx(90, rel=0.1)
+    assert red.diameter == pytest.approx(40, rel=0.05)
 
 
 def test_halves_of_a_device_agree():
@@ -107,3 +94,14 @@ def test_a_calibration_is_stored_beside_its_images(device, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"calibration\.json: cannot be written .*--out"):
         store(found, tmp_path / "file")
+
+
+@pytest.mark.skipif("DA_LEUKEMIA_SMEARS" not in os.environ, reason="needs the real test pack")
+@pytest.mark.parametrize(
+    ("name", "visible"), [("bccd", 93.0), ("pbc", 73.0), ("aslan", 54.0), ("rpi", 78.0)]
+)
+@pytest.mark.parametrize("part", [slice(0, None, 2), slice(1, None, 2)])
+def test_halves_of_real_devices_agree(name, visible, part):
+    paths = sorted((Path(os.environ["DA_LEUKEMIA_SMEARS"]) / name / "images").iterdir())
+    red = calibrate_images(paths[part]).red_cell_px
+    assert red.diameter == pytest.approx(visible, rel=0.06)
