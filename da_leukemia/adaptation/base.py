@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 
+from da_leukemia.config import Augmentation
 from da_leukemia.data.batches import Targets
 from da_leukemia.data.views import Draw
-from da_leukemia.models.one_stage import OneStageDetector, Outputs
+from da_leukemia.models.one_stage import Detections, OneStageDetector, Outputs
+
+
+class Taught:
+    """What the teacher says on the weak view of the target, without gradient."""
+
+    def __init__(self, teacher: OneStageDetector, weak: Tensor) -> None:
+        self.teacher = teacher
+        with torch.no_grad():
+            self.outputs = teacher(weak)
+
+    @cached_property
+    def detections(self) -> Detections:
+        """Its detections, best first; only dense methods go without."""
+        return self.teacher.decode(self.outputs)
+
+
+@dataclass
+class Views:
+    """The images of one training step, before the student has seen them.
+
+    Attributes:
+        teacher: see `StepContext`.
+        progress: share of training done, 0..1.
+        draw: random numbers of the components in this step.
+        augmentation: what strong views look like.
+        source: the source view that the student learns from, ``(B, 3, S, S)`` in 0..1.
+        source_targets: its labels.
+        target_weak: weak view of the target, same shape.
+        target_strong: the same geometry with the photometry of the student's views.
+        log: see `StepContext`.
+    """
+
+    teacher: OneStageDetector | None
+    progress: float
+    draw: Draw
+    augmentation: Augmentation
+    source: Tensor
+    source_targets: Targets
+    target_weak: Tensor
+    target_strong: Tensor
+    log: Callable[[str, Tensor], None]
+
+    @cached_property
+    def taught(self) -> Taught:
+        """See `StepContext.taught`."""
+        assert self.teacher is not None
+        return Taught(self.teacher, self.target_weak)
 
 
 @dataclass
@@ -38,15 +89,47 @@ class StepContext:
     target_weak: Tensor | None
     log: Callable[[str, Tensor], None]
 
+    @cached_property
+    def taught(self) -> Taught:
+        """What the teacher says on the weak view: computed once, whoever asks first."""
+        assert self.teacher is not None
+        assert self.target_weak is not None
+        return Taught(self.teacher, self.target_weak)
+
+    def after(self, views: Views | None) -> Self:
+        """Take over what the teacher was asked for before the student's forward pass."""
+        if views is not None and "taught" in vars(views):
+            self.taught = views.taught
+        return self
+
+
+@dataclass
+class Extra:
+    """More images for the student, seen in the forward pass of the step.
+
+    Attributes:
+        images: ``(N, 3, S, S)`` in 0..1.
+        losses: called with the step and the student's outputs on them.
+    """
+
+    images: Tensor
+    losses: Callable[[StepContext, Outputs], dict[str, Tensor]]
+
+
+Images = Callable[[], Iterable[Tensor]]
+"""Call for the target's unlabelled training images, batch by batch: ``(B, 3, S, S)`` in 0..1."""
+
 
 class Component(nn.Module):
     """A mechanism that can be combined with others.
 
-    A component may restyle the source, ask for a student view of the target, add named losses, and
-    own modules. Class attributes say what it needs, so that nothing is computed in vain.
+    A component may restyle the source, ask for a student view of the target, disguise it, compose
+    images of its own, add named losses, own modules, and act on the finished network. Class
+    attributes say what it needs, so that nothing is computed in vain.
     """
 
     needs_teacher = False
+    finishes = False  # whether `finish` does anything
 
     def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
         """Return the source images ``(B, 3, S, S)`` in 0..1 in the target's appearance."""
@@ -58,7 +141,28 @@ class Component(nn.Module):
         del progress
         return False
 
+    def disguise(self, target: Tensor, draw: Draw) -> Tensor:
+        """Return the student's target view ``(B, 3, S, S)``, the geometry unchanged."""
+        del draw
+        return target
+
+    def composes(self, progress: float) -> bool:
+        """Whether `compose` is wanted now."""
+        del progress
+        return False
+
+    def compose(self, views: Views) -> Extra:
+        """Return images of its own for the student."""
+        raise NotImplementedError
+
     def losses(self, context: StepContext) -> dict[str, Tensor]:
         """Return named losses, weights applied."""
         del context
         return {}
+
+    def finish(self, network: OneStageDetector, images: Images) -> None:
+        """Change the tested weights after training, for the target device alone.
+
+        Must be repeatable: a job that is tested again goes through it again.
+        """
+        del network, images

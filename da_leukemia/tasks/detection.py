@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from da_leukemia.adaptation.base import Component, StepContext
+from da_leukemia.adaptation.base import Component, Extra, StepContext, Views
 from da_leukemia.config import Augmentation, Trainer
-from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
+from da_leukemia.data.batches import LabelledBatch, UnlabelledBatch
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.views import (
     Draw,
@@ -108,12 +109,12 @@ class DetectionTask(L.LightningModule):
 
         weak_target = strong_target = None
         size = source.images.shape[-1]
+        composers = [c for c in self._components if c.composes(progress)]
+        wanted = any(c.wants_target(progress) for c in self._components)
         if target is not None:
             other = Draw(generator_for(self.seed, step, _TARGET, device))
-            wanted = any(c.wants_target(progress) for c in self._components)
-            _, weak_target, strong_target = self._views(target, other, self.strong and wanted)
-            if not wanted:
-                strong_target = None
+            strong = self.strong and (wanted or bool(composers))
+            _, weak_target, strong_target = self._views(target, other, strong)
 
         geometry, images, _ = self._views(source, draw, False)
         if weak_target is not None:
@@ -123,16 +124,44 @@ class DetectionTask(L.LightningModule):
             images = strong_photometry(images, self.augmentation, draw)
         targets = warp_targets(source.targets, geometry, size)
 
-        count = len(images)
-        if strong_target is not None:
-            images = torch.cat([images, strong_target])
-        outputs = self.detector(images.contiguous(memory_format=torch.channels_last))
-        on_source = outputs.select(slice(0, count))
-        on_target = outputs.select(slice(count, None)) if strong_target is not None else None
-        losses = self.detector.loss(on_source, targets)
-        losses |= self._adaptation_losses(
-            on_source, targets, on_target, weak_target, progress, own
-        )
+        views = None
+        extras: list[tuple[Component, Extra]] = []
+        if composers and weak_target is not None and strong_target is not None:
+            views = Views(
+                teacher=self._teacher,
+                progress=progress,
+                draw=own,
+                augmentation=self.augmentation,
+                source=images,
+                source_targets=targets,
+                target_weak=weak_target,
+                target_strong=strong_target,
+                log=self._log_mean,
+            )
+            extras = [(c, c.compose(views)) for c in composers]
+        parts = [images]
+        if wanted and strong_target is not None:
+            for component in self._components:
+                strong_target = component.disguise(strong_target, own)
+            parts.append(strong_target)
+        seen = self._forward(parts + [extra.images for _, extra in extras])
+        on_target = seen[1] if len(parts) > 1 else None
+        losses = self.detector.loss(seen[0], targets)
+        if len(self.components):
+            context = StepContext(
+                detector=self.detector,
+                teacher=self._teacher,
+                progress=progress,
+                draw=own,
+                source=seen[0],
+                source_targets=targets,
+                target=on_target,
+                target_weak=weak_target,
+                log=self._log_mean,
+            ).after(views)
+            asked = zip(extras, seen[len(parts) :], strict=True)
+            answered = [(component, extra, found) for (component, extra), found in asked]
+            losses |= self._adaptation_losses(context, answered, losses)
 
         total = torch.stack(list(losses.values())).sum()
         self.log_dict(
@@ -146,32 +175,44 @@ class DetectionTask(L.LightningModule):
     def _components(self) -> list[Component]:
         return list(self.components)  # type: ignore[arg-type]  # ModuleList knows only Module
 
+    @property
+    def _teacher(self) -> OneStageDetector | None:
+        return self.ema.network if self.ema is not None else None
+
+    def _log_mean(self, name: str, value: Tensor) -> None:
+        self.log(name, value, on_epoch=True, on_step=False)
+
+    def _forward(self, parts: Sequence[Tensor]) -> list[Outputs]:
+        """See several groups of images in one pass; returns the outputs of each group."""
+        images = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        outputs = self.detector(images.contiguous(memory_format=torch.channels_last))
+        seen, first = [], 0
+        for part in parts:
+            seen.append(outputs.select(slice(first, first + len(part))))
+            first += len(part)
+        return seen
+
     def _adaptation_losses(
         self,
-        source: Outputs,
-        targets: Targets,
-        target: Outputs | None,
-        weak: Tensor | None,
-        progress: float,
-        draw: Draw,
+        context: StepContext,
+        answered: Sequence[tuple[Component, Extra, Outputs]],
+        supervised: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        if not len(self.components):
-            return {}
-        context = StepContext(
-            detector=self.detector,
-            teacher=self.ema.network if self.ema is not None else None,
-            progress=progress,
-            draw=draw,
-            source=source,
-            source_targets=targets,
-            target=target,
-            target_weak=weak,
-            log=lambda name, value: self.log(name, value, on_epoch=True, on_step=False),
-        )
+        """Return the losses of all components; ``answered`` is what they composed and got."""
         losses: dict[str, Tensor] = {}
-        for component in self._components:
-            for name, value in component.losses(context).items():
+        unsupervised: list[Tensor] = []
+        calls: list[tuple[Component, dict[str, Tensor]]]
+        calls = [(c, c.losses(context)) for c in self._components]
+        calls += [(c, extra.losses(context, outputs)) for c, extra, outputs in answered]
+        for component, found in calls:
+            for name, value in found.items():
                 losses[name] = losses[name] + value if name in losses else value
+            if component.needs_teacher:
+                unsupervised += found.values()
+        if unsupervised:
+            against = torch.stack(list(supervised.values())).sum().detach().clamp(min=1e-6)
+            ratio = torch.stack(unsupervised).sum().detach() / against
+            self._log_mean("health/unsupervised_ratio", ratio)
         return losses
 
     def _watch(self, losses: dict[str, Tensor], total: Tensor) -> None:
@@ -238,6 +279,33 @@ class DetectionTask(L.LightningModule):
         """Detect in windows; boxes are in their pixels."""
         images = batch.images.float().div(255).contiguous(memory_format=torch.channels_last)
         return self.tested.decode(self.tested(images))
+
+    @property
+    def finishes(self) -> bool:
+        """Whether a component changes the network after training (see `finished`)."""
+        return any(c.finishes for c in self._components)
+
+    @contextmanager
+    def finished(self, batches: Callable[[], Iterable[UnlabelledBatch]]) -> Iterator[None]:
+        """Within, the tested weights are those after every component's `finish`; then as before.
+
+        Args:
+            batches: call for the target's unlabelled training images, in a fixed order.
+        """
+
+        def images() -> Iterator[Tensor]:
+            for batch in batches():
+                given = batch.to(self.device).images.float().div(255)
+                yield given.contiguous(memory_format=torch.channels_last)
+
+        before = {k: v.clone() for k, v in self.tested.state_dict().items()}
+        try:
+            for component in self._components:
+                component.finish(self.tested, images)
+            self.tested.eval()
+            yield
+        finally:
+            self.tested.load_state_dict(before)
 
     def predict_fields(
         self, batches: Iterable[UnlabelledBatch], data: FieldDataset
