@@ -13,11 +13,16 @@ from da_leukemia.adaptation.mean_teacher import MeanTeacher
 from da_leukemia.config import active_components
 from da_leukemia.models.one_stage import OneStageDetector
 
+
+def _sizes(detector: OneStageDetector) -> tuple[int, ...]:
+    return detector.attributes.sizes if detector.attributes is not None else ()
+
+
 _BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
     "adversarial": lambda x, d: Adversarial(x, d.channels, len(d.strides)),
     "fourier": lambda x, d: Fourier(x),
     "histogram": lambda x, d: Histogram(x),
-    "mean_teacher": lambda x, d: MeanTeacher(x),
+    "mean_teacher": lambda x, d: MeanTeacher(x, d.classes, _sizes(d)),
 }
 
 

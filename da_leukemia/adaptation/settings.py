@@ -77,6 +77,13 @@ class MeanTeacher:
             ignored.
         burn_in: share of training before the target joins.
         ramp: share of training over which the weight rises after burn-in.
+        adaptive: let each class's threshold follow the teacher's confidence in it, from
+            ``threshold`` on (MRT; Zhao et al., ICCV 2023).
+        low: smallest adaptive threshold.
+        high: largest adaptive threshold.
+        attribute_weight: factor, beside ``weight``, of the loss on attributes that the teacher is
+            sure of; 0 takes none from it.
+        attribute_threshold: its probability from which an attribute's value is a pseudo-label.
     """
 
     strength: ClassVar[str] = "weight"
@@ -87,6 +94,11 @@ class MeanTeacher:
     negative: float = 0.2
     burn_in: float = 0.3
     ramp: float = 0.1
+    adaptive: bool = False
+    low: float = 0.25
+    high: float = 0.45
+    attribute_weight: float = 0.0
+    attribute_threshold: float = 0.9
 
 
 COMPONENTS: dict[str, Any] = {
