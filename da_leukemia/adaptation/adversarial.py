@@ -1,8 +1,9 @@
-"""Domain discriminator behind gradient reversal, on each pyramid level."""
+"""Domain discriminators behind gradient reversal: on each pyramid level and on single cells."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from da_leukemia.adaptation.base import Component, StepContext
+from da_leukemia.adaptation.regions import (
+    Regions,
+    confident_regions,
+    pool_regions,
+    true_regions,
+)
 from da_leukemia.adaptation.settings import Adversarial as Settings
+from da_leukemia.adaptation.settings import InstanceAdversarial as InstanceSettings
+from da_leukemia.data.views import Draw
+from da_leukemia.errors import ConfigError
+from da_leukemia.models.one_stage import Outputs
 
 
 class _Reverse(torch.autograd.Function):
@@ -37,19 +48,50 @@ def reversal_schedule(progress: float, ramp: float) -> float:
     return 2 / (1 + math.exp(-10 * min(1.0, progress / ramp))) - 1
 
 
+def domain_loss(on_source: Tensor, on_target: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Weighted binary cross-entropy, both devices with equal weight; the source is 1.
+
+    Without any weight on one of the devices the loss is 0: a discriminator that sees one device
+    learns to name it always.
+
+    Args:
+        on_source: logits on the source, any shape.
+        on_target: logits on the target.
+        source: weights of the source's logits, not negative.
+        target: weights of the target's.
+    """
+    one, other = source.sum(), target.sum()
+    loss = (F.softplus(-on_source) * source).sum() / one.clamp(min=1e-6)
+    loss = loss + (F.softplus(on_target) * target).sum() / other.clamp(min=1e-6)
+    return loss * ((one > 0) & (other > 0)) / 2
+
+
+def accuracy(on_source: Tensor, on_target: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Return the balanced accuracy that goes with `domain_loss`."""
+    right = ((on_source > 0) * source).sum() / source.sum().clamp(min=1e-6)
+    return (right + ((on_target <= 0) * target).sum() / target.sum().clamp(min=1e-6)) / 2
+
+
 class Adversarial(Component):
     """The discriminator learns to tell the devices apart, the detector to make that hard."""
 
     def __init__(self, settings: Settings, channels: int, levels: int) -> None:
         super().__init__()
         self.settings = settings
+        self.name = "centre_adversarial" if settings.centre_aware else "adversarial"
 
         def discriminator() -> nn.Module:
-            return nn.Sequential(
-                nn.Conv2d(channels, settings.hidden, 1),
-                nn.LeakyReLU(0.2, inplace=True),
-                nn.Conv2d(settings.hidden, 1, 1),
-            )
+            layers: list[nn.Module] = []
+            width = channels
+            for _ in range(settings.depth):
+                layers += [
+                    nn.Conv2d(
+                        width, settings.hidden, settings.kernel, padding=settings.kernel // 2
+                    ),
+                    nn.LeakyReLU(0.2, inplace=True),
+                ]
+                width = settings.hidden
+            return nn.Sequential(*layers, nn.Conv2d(width, 1, 1))
 
         self.discriminators = nn.ModuleList(discriminator() for _ in range(levels))
 
@@ -62,18 +104,144 @@ class Adversarial(Component):
         """Binary cross-entropy per location, both devices with equal weight, mean over levels."""
         assert context.target is not None
         scale = self.settings.reversal * reversal_schedule(context.progress, self.settings.ramp)
-        total = context.source.scores.new_zeros((), dtype=torch.float32)
-        right = total.clone()
-        levels = zip(
-            self.discriminators, context.source.features, context.target.features, strict=True
+        pairs = zip(
+            self._logits(context.source, scale), self._logits(context.target, scale), strict=True
         )
-        for discriminator, source, target in levels:
-            # In float32: the discriminator saturates early and bf16 then loses its gradient.
-            with torch.autocast(source.device.type, enabled=False):
-                on_source = discriminator(reverse_gradient(source.float(), scale))
-                on_target = discriminator(reverse_gradient(target.float(), scale))
-                total = total + F.softplus(-on_source).mean() + F.softplus(on_target).mean()
-            right = right + (on_source > 0).float().mean() + (on_target <= 0).float().mean()
-        count = 2 * len(self.discriminators)
-        context.log("health/discriminator_accuracy", right / count)
-        return {"adversarial": self.settings.weight * total / count}
+        weights = zip(self._weights(context.source), self._weights(context.target), strict=True)
+        losses, right = [], []
+        for logits, weight in zip(pairs, weights, strict=True):
+            losses.append(domain_loss(*logits, *weight))
+            right.append(accuracy(*logits, *weight))
+        kind = "centre_discriminator" if self.settings.centre_aware else "discriminator"
+        context.log(f"health/{kind}_accuracy", torch.stack(right).mean().detach())
+        return {self.name: self.settings.weight * torch.stack(losses).mean()}
+
+    def probabilities(self, outputs: Outputs, scale: float) -> Tensor:
+        """Return for each image how much it looks like the source, ``(B,)``; see `_logits`."""
+        levels = [x.sigmoid().mean(1) for x in self._logits(outputs, scale)]
+        return torch.stack(levels).mean(0)
+
+    def _logits(self, outputs: Outputs, scale: float) -> list[Tensor]:
+        """Return logits ``(B, hw)`` of each level, their gradient reversed and scaled."""
+        # In float32: the discriminator saturates early and bf16 then loses its gradient.
+        with torch.autocast(outputs.features[0].device.type, enabled=False):
+            return [
+                discriminator(reverse_gradient(feature.float(), scale)).flatten(1)
+                for discriminator, feature in zip(
+                    self.discriminators, outputs.features, strict=True
+                )
+            ]
+
+    def _weights(self, outputs: Outputs) -> list[Tensor]:
+        """Return the weight of each location, ``(B, hw)`` of each level."""
+        sizes = [f.shape[-2] * f.shape[-1] for f in outputs.features]
+        if not self.settings.centre_aware:
+            features = zip(outputs.features, sizes, strict=True)
+            return [torch.ones(len(f), n, device=f.device) for f, n in features]
+        scores = outputs.scores.detach().float().sigmoid().amax(-1)
+        return list(torch.split(scores, sizes, 1))
+
+
+class InstanceAdversarial(Component):
+    """A discriminator on single cells, alone or conditioned on the class that they seem to be."""
+
+    def __init__(
+        self, settings: InstanceSettings, channels: int, classes: int, strides: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.strides = strides
+        self._image: list[Adversarial] = []  # in a list, so that it is not registered twice
+        posterior = classes + 1  # and the background
+        inputs = {
+            "none": channels,
+            "outer": channels * posterior,
+            "random": settings.random_size,
+        }[settings.condition]
+        self.first = nn.Linear(inputs, settings.hidden)
+        self.second = nn.Linear(settings.hidden, settings.hidden)
+        self.last = nn.Linear(settings.hidden, 1)
+        self.of_feature: Tensor
+        self.of_posterior: Tensor
+        random = settings.random_size if settings.condition == "random" else 0
+        self.register_buffer("of_feature", torch.randn(channels, random))
+        self.register_buffer("of_posterior", torch.randn(posterior, random))
+
+    def meet(self, others: Sequence[Component]) -> None:
+        """Find the image-level discriminator among the components of the method.
+
+        Raises:
+            ConfigError: consistency is wanted and there is none.
+        """
+        if self.settings.consistency == 0:
+            return
+        found = [c for c in others if isinstance(c, Adversarial) and not c.settings.centre_aware]
+        if not found:
+            raise ConfigError(
+                "instance_adversarial.consistency: compares with the image's discriminator; add "
+                "an `adversarial` component of some weight or set consistency to 0"
+            )
+        self._image = found[:1]
+
+    def wants_target(self, progress: float) -> bool:
+        """Always: it compares both devices in every step."""
+        del progress
+        return True
+
+    def losses(self, context: StepContext) -> dict[str, Tensor]:
+        """Binary cross-entropy per cell, 0 as long as one of the devices shows none."""
+        assert context.target is not None
+        settings = self.settings
+        scale = settings.reversal * reversal_schedule(context.progress, settings.ramp)
+        own = true_regions(
+            context.source, context.source_targets, self.strides, settings.regions, context.draw
+        )
+        found = confident_regions(context.target, settings.threshold, settings.regions)
+        on_source = self._logits(context.source, own, scale, context.draw)
+        on_target = self._logits(context.target, found, scale, context.draw)
+        weights = own.mask.float(), found.mask.float()
+        context.log("health/target_regions_per_image", weights[1].sum(1).mean())
+        context.log("health/instance_accuracy", accuracy(on_source, on_target, *weights).detach())
+        weight = settings.weight
+        losses = {"instance": weight * domain_loss(on_source, on_target, *weights)}
+        for image in self._image:
+            # Not reversed: the features, too, are to make the two agree (as the authors have it).
+            pairs = (context.source, own), (context.target, found)
+            apart = torch.stack([self._apart(image, *p, scale, context.draw) for p in pairs])
+            losses["consistency"] = weight * settings.consistency * apart.mean()
+        return losses
+
+    def _apart(
+        self, image: Adversarial, outputs: Outputs, regions: Regions, scale: float, draw: Draw
+    ) -> Tensor:
+        """Mean distance of the cells' probabilities from their image's."""
+        cells = self._logits(outputs, regions, -scale, draw).sigmoid()
+        apart = (cells - image.probabilities(outputs, -scale).unsqueeze(1)).abs() * regions.mask
+        return apart.sum() / regions.mask.sum().clamp(min=1)
+
+    def _logits(self, outputs: Outputs, regions: Regions, scale: float, draw: Draw) -> Tensor:
+        """Return logits ``(B, K)``, their gradient reversed and scaled."""
+        with torch.autocast(outputs.features[0].device.type, enabled=False):
+            pooled = pool_regions(outputs, regions.boxes, self.strides, self.settings.resolution)
+            seen = self._conditioned(reverse_gradient(pooled, scale), regions.scores)
+            for layer in (self.first, self.second):
+                seen = self._dropped(F.relu(layer(seen)), draw)
+            logits: Tensor = self.last(seen).squeeze(-1)
+        return logits
+
+    def _dropped(self, hidden: Tensor, draw: Draw) -> Tensor:
+        """Dropout by the step's own numbers, so that a resumed run drops the same units."""
+        share = self.settings.dropout
+        if share <= 0:
+            return hidden
+        return hidden * (draw.uniform(*hidden.shape) >= share) / (1 - share)
+
+    def _conditioned(self, features: Tensor, scores: Tensor) -> Tensor:
+        if self.settings.condition == "none":
+            return features
+        posterior = torch.cat([scores, 1 - scores.amax(-1, keepdim=True)], -1)
+        posterior = posterior / posterior.sum(-1, keepdim=True)
+        if self.settings.condition == "outer":
+            return (features.unsqueeze(-1) * posterior.unsqueeze(-2)).flatten(-2)
+        product = (features @ self.of_feature) * (posterior @ self.of_posterior)
+        return product / math.sqrt(self.settings.random_size)

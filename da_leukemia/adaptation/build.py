@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from da_leukemia.adaptation import settings as s
-from da_leukemia.adaptation.adversarial import Adversarial
+from da_leukemia.adaptation.adversarial import Adversarial, InstanceAdversarial
 from da_leukemia.adaptation.appearance import Fourier, Histogram
 from da_leukemia.adaptation.base import Component
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
@@ -22,14 +22,18 @@ _BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
     "adversarial": lambda x, d: Adversarial(x, d.channels, len(d.strides)),
     "fourier": lambda x, d: Fourier(x),
     "histogram": lambda x, d: Histogram(x),
+    "instance_adversarial": lambda x, d: InstanceAdversarial(x, d.channels, d.classes, d.strides),
     "mean_teacher": lambda x, d: MeanTeacher(x, d.classes, _sizes(d)),
 }
 
 
 def build_components(method: s.Method, detector: OneStageDetector) -> list[Component]:
     """Build the components of a method that are not switched off by a zero strength."""
-    built = []
+    built: list[Component] = []
     for given in active_components(method):
         kind = given.pop("name")
         built.append(_BUILDERS[kind](s.COMPONENTS[kind](**given), detector))
+    for component in built:
+        if isinstance(component, InstanceAdversarial):
+            component.meet(built)
     return built
