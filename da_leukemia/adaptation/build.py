@@ -9,6 +9,8 @@ from da_leukemia.adaptation import settings as s
 from da_leukemia.adaptation.adversarial import Adversarial, InstanceAdversarial
 from da_leukemia.adaptation.appearance import Fourier, Histogram
 from da_leukemia.adaptation.base import Component
+from da_leukemia.adaptation.distillation import Distillation
+from da_leukemia.adaptation.masking import MaskedConsistency, Masking
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
 from da_leukemia.config import active_components
 from da_leukemia.models.one_stage import OneStageDetector
@@ -24,6 +26,9 @@ _BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
     "histogram": lambda x, d: Histogram(x),
     "instance_adversarial": lambda x, d: InstanceAdversarial(x, d.channels, d.classes, d.strides),
     "mean_teacher": lambda x, d: MeanTeacher(x, d.classes, _sizes(d)),
+    "distillation": lambda x, d: Distillation(x, d.classes),
+    "masking": lambda x, d: Masking(x),
+    "masked_consistency": lambda x, d: MaskedConsistency(x, d.classes),
 }
 
 

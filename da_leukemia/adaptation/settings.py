@@ -146,12 +146,82 @@ class MeanTeacher:
     attribute_threshold: float = 0.9
 
 
+@dataclass
+class Distillation:
+    """Soft distillation of an EMA teacher on the target (ALDI++; Kay et al., TMLR 2025).
+
+    Attributes:
+        weight: factor of the target losses; 0 removes the component.
+        box_weight: factor, beside ``weight``, of the box loss; 0 distils classes alone.
+        positive: teacher score from which a location's box is learned.
+        harmony: weigh locations by score and overlap in place of ``positive`` (Harmonious
+            Teacher; Deng et al., CVPR 2023).
+        burn_in: share of training before the target joins.
+        ramp: share of training over which the weight rises after burn-in.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 1.0
+    box_weight: float = 1.0
+    positive: float = 0.3
+    harmony: bool = False
+    burn_in: float = 0.3
+    ramp: float = 0.1
+
+
+@dataclass
+class Masking:
+    """Hide blocks of the student's target view; for methods that have a teacher.
+
+    Attributes:
+        ratio: share of blocks that is hidden; 0 removes the component.
+        block: side of a block in pixels of the network's input.
+    """
+
+    strength: ClassVar[str] = "ratio"
+    targeted: ClassVar[bool] = True
+
+    ratio: float = 0.5
+    block: int = 32
+
+
+@dataclass
+class MaskedConsistency:
+    """Masked image consistency on a student view of its own (MIC; Hoyer et al., CVPR 2023).
+
+    Attributes:
+        weight: factor of the masked view's loss; 0 removes the component.
+        ratio: share of blocks that is hidden.
+        block: side of a block in pixels of the network's input.
+        threshold: teacher score from which a detection becomes a pseudo-label.
+        negative: teacher score up to which a location is background.
+        burn_in: share of training before the target joins.
+        ramp: share of training over which the weight rises after burn-in.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 0.5
+    ratio: float = 0.5
+    block: int = 32
+    threshold: float = 0.6
+    negative: float = 0.2
+    burn_in: float = 0.3
+    ramp: float = 0.1
+
+
 COMPONENTS: dict[str, Any] = {
     "adversarial": Adversarial,
     "fourier": Fourier,
     "histogram": Histogram,
     "instance_adversarial": InstanceAdversarial,
     "mean_teacher": MeanTeacher,
+    "distillation": Distillation,
+    "masking": Masking,
+    "masked_consistency": MaskedConsistency,
 }
 """Component name in a method's YAML -> its settings."""
 

@@ -1,0 +1,85 @@
+"""Soft distillation: at every location the student learns what the teacher thinks, unsharpened."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from da_leukemia.adaptation.base import Component, StepContext
+from da_leukemia.adaptation.pseudo import ClassCounts, disagreement, labelled_classes, strength
+from da_leukemia.adaptation.settings import Distillation as Settings
+from da_leukemia.models.losses import paired_iou
+
+
+def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Binary cross-entropy less the entropy of its target, element-wise.
+
+    Same gradient, but 0 where student and teacher agree, so that its size means something.
+    """
+    entropy = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    apart = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="none")
+    out: Tensor = apart - entropy
+    return out
+
+
+class Distillation(Component):
+    """Class scores against the teacher's probabilities, boxes against its boxes where it sees one.
+
+    With ``harmony``, each location weighs ``sqrt(teacher's score * overlap)`` and no threshold is
+    left. Harmonious Teacher takes the overlap from an IoU branch; ours has none, and takes that of
+    the teacher's box with the student's at the same location.
+
+    Args:
+        settings: see there.
+        classes: number of classes, for the count of each; 0 counts nothing.
+    """
+
+    needs_teacher = True
+
+    def __init__(self, settings: Settings, classes: int = 0) -> None:
+        super().__init__()
+        self.settings = settings
+        self.counts = ClassCounts(classes) if classes else None
+
+    def wants_target(self, progress: float) -> bool:
+        """After burn-in."""
+        return progress >= self.settings.burn_in
+
+    def losses(self, context: StepContext) -> dict[str, Tensor]:
+        """Class and box loss, each a mean over locations weighted by what the teacher sees."""
+        if self.counts is not None:
+            self.counts.see_source(context.source_targets)
+        if context.target is None or not self.wants_target(context.progress):
+            return {}
+        settings, student, teacher = self.settings, context.target, context.taught.outputs
+        labelled = labelled_classes(context.source_targets)
+        probabilities = teacher.scores.float().sigmoid() * labelled
+        peak, best = probabilities.max(-1)
+        positive = peak >= settings.positive
+        overlap, giou = paired_iou(student.boxes.float(), teacher.boxes.float())
+        if settings.harmony:
+            weight = (peak * overlap.detach()).sqrt()
+            # The weight alone would let thousands of weak locations outvote the cells.
+            box_weight = weight * peak
+        else:
+            weight = torch.ones_like(peak)
+            box_weight = positive.float()
+        apart = (soft_cross_entropy(student.scores.float(), probabilities) * labelled).sum(-1)
+        # Divided by the cells that the teacher sees, softly counted, as the supervised loss is by
+        # the positive locations: without one this is a sum of next to nothing.
+        classes = (apart * weight).sum() / (weight * peak).sum().clamp(min=1)
+        boxes = ((1 - giou) * box_weight).sum() / box_weight.sum().clamp(min=1)
+        context.log("health/teacher_positives_per_image", positive.float().sum(1).mean())
+        context.log(
+            "health/disagreement",
+            disagreement(teacher.scores, student.scores, labelled, settings.positive),
+        )
+        if self.counts is not None:
+            self.counts.see_pseudo(best, positive)
+            context.log("health/class_shift", self.counts.shift())
+        factor = settings.weight * strength(context.progress, settings.burn_in, settings.ramp)
+        out = {"teacher_class": factor * classes}
+        if settings.box_weight > 0:
+            out["teacher_box"] = factor * settings.box_weight * boxes
+        return out
