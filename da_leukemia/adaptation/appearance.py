@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import kornia
 import torch
 from torch import Tensor
 
 from da_leukemia.adaptation.base import Component
 from da_leukemia.adaptation.settings import Fourier as FourierSettings
 from da_leukemia.adaptation.settings import Histogram as HistogramSettings
+from da_leukemia.adaptation.settings import Reinhard as ReinhardSettings
+from da_leukemia.adaptation.settings import StainJitter as StainSettings
 from da_leukemia.data.views import Draw
 
 
@@ -51,6 +54,45 @@ def match_histogram(source: Tensor, target: Tensor, bins: int = 128) -> Tensor:
     return (y0 + share * (y1 - y0)).view(batch, channels, *source.shape[-2:])
 
 
+def match_lab(source: Tensor, target: Tensor, most: float = 4.0) -> Tensor:
+    """Give each Lab channel of ``source`` the mean and spread of ``target``'s.
+
+    Args:
+        source: ``(B, 3, S, S)`` in 0..1.
+        target: same shape.
+        most: largest factor of a spread, for a flat source would turn into noise.
+    """
+    # Whites of 6500 K, gamma of sRGB. In float32 also under autocast, where kornia's product
+    # with the colour matrix would be in bf16.
+    with torch.autocast(source.device.type, enabled=False):
+        a, b = (kornia.color.rgb_to_lab(x.float()) for x in (source, target))
+        (std_a, mean_a), (std_b, mean_b) = (torch.std_mean(x, (2, 3), keepdim=True) for x in (a, b))
+        factor = (std_b / std_a.clamp(min=1e-3)).clamp(max=most)
+        matched: Tensor = kornia.color.lab_to_rgb((a - mean_a) * factor + mean_b)
+    return matched.clamp(0, 1)
+
+
+DYES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+"""Optical density in red, green and blue of haematoxylin, eosin and a rest (Ruifrok and Johnston,
+2001). Blood is stained with azure and eosin, whose blue is near enough to vary it."""
+
+
+def jitter_dyes(images: Tensor, dyes: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    """Change the amounts of the dyes by ``factor`` and ``shift`` (Tellez et al., MedIA 2019).
+
+    Args:
+        images: ``(B, 3, S, S)`` in 0..1.
+        dyes: ``(3, 3)``, a row per dye, each of length 1.
+        factor: ``(B, 3)`` per dye.
+        shift: ``(B, 3)`` per dye, in optical density.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        density = -images.float().clamp(min=1 / 255).log10()
+        turn = torch.linalg.inv_ex(dyes)[0] @ (factor.unsqueeze(-1) * dyes)  # no check: it waits
+        moved = torch.einsum("bchw,bcd->bdhw", density, turn)
+        return (10 ** -(moved + (shift @ dyes)[..., None, None])).clamp(0, 1)
+
+
 class Fourier(Component):
     """FDA: see `swap_low_frequencies`."""
 
@@ -81,3 +123,40 @@ class Histogram(Component):
         chosen = draw.uniform(batch) < self.settings.probability
         restyled = torch.lerp(source, match_histogram(source, target), blend)
         return torch.where(chosen.view(-1, 1, 1, 1), restyled, source)
+
+
+class Reinhard(Component):
+    """Reinhard's colour transfer: see `match_lab`."""
+
+    def __init__(self, settings: ReinhardSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Restyle a random share of the source images, blended with the original."""
+        batch = len(source)
+        blend = draw.uniform(batch, low=self.settings.blend_min, high=1.0).view(-1, 1, 1, 1)
+        chosen = draw.uniform(batch) < self.settings.probability
+        restyled = torch.lerp(source, match_lab(source, target), blend)
+        return torch.where(chosen.view(-1, 1, 1, 1), restyled, source)
+
+
+class StainJitter(Component):
+    """Stronger and weaker dyes: see `jitter_dyes`. The target is not looked at."""
+
+    def __init__(self, settings: StainSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        dyes = torch.tensor(DYES)
+        self.dyes: Tensor
+        self.register_buffer("dyes", dyes / dyes.norm(dim=1, keepdim=True), persistent=False)
+
+    def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Vary a random share of the source images."""
+        del target
+        batch, spread, most = len(source), self.settings.spread, self.settings.shift
+        factor = draw.uniform(batch, 3, low=1 - spread, high=1 + spread)
+        shift = draw.uniform(batch, 3, low=-most, high=most)
+        chosen = draw.uniform(batch) < self.settings.probability
+        varied = jitter_dyes(source, self.dyes, factor, shift)
+        return torch.where(chosen.view(-1, 1, 1, 1), varied, source)

@@ -7,11 +7,13 @@ from typing import Any
 
 from da_leukemia.adaptation import settings as s
 from da_leukemia.adaptation.adversarial import Adversarial, InstanceAdversarial
-from da_leukemia.adaptation.appearance import Fourier, Histogram
+from da_leukemia.adaptation.alignment import Coral, Mmd
+from da_leukemia.adaptation.appearance import Fourier, Histogram, Reinhard, StainJitter
 from da_leukemia.adaptation.base import Component
 from da_leukemia.adaptation.distillation import Distillation
 from da_leukemia.adaptation.masking import MaskedConsistency, Masking
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
+from da_leukemia.adaptation.prototypes import Prototypes
 from da_leukemia.config import active_components
 from da_leukemia.models.one_stage import OneStageDetector
 
@@ -25,6 +27,11 @@ _BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
     "fourier": lambda x, d: Fourier(x),
     "histogram": lambda x, d: Histogram(x),
     "instance_adversarial": lambda x, d: InstanceAdversarial(x, d.channels, d.classes, d.strides),
+    "mmd": lambda x, d: Mmd(x, d.classes, d.strides),
+    "coral": lambda x, d: Coral(x, d.classes, d.strides),
+    "prototypes": lambda x, d: Prototypes(x, d.channels, d.classes, d.strides),
+    "reinhard": lambda x, d: Reinhard(x),
+    "stain_jitter": lambda x, d: StainJitter(x),
     "mean_teacher": lambda x, d: MeanTeacher(x, d.classes, _sizes(d)),
     "distillation": lambda x, d: Distillation(x, d.classes),
     "masking": lambda x, d: Masking(x),

@@ -213,11 +213,129 @@ class MaskedConsistency:
     ramp: float = 0.1
 
 
+@dataclass
+class Mmd:
+    """Multi-kernel maximum mean discrepancy of the devices' features (Long et al., ICML 2015).
+
+    Attributes:
+        weight: factor of the loss; 0 removes the component.
+        ramp: share of training over which the weight rises by DANN's schedule.
+        features: "regions" compares single cells (labelled ones of the source, confident
+            detections on the target), "map" compares whole views.
+        by_class: compare cells of one class with each other, not all with all.
+        threshold: score from which a detection on the target takes part.
+        regions: at most this many cells of an image take part.
+        resolution: samples per side of a cell's pooled feature.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 0.5
+    ramp: float = 1.0
+    features: str = field(default="regions", metadata={"choices": ("regions", "map")})
+    by_class: bool = True
+    threshold: float = 0.3
+    regions: int = 16
+    resolution: int = 3
+
+
+@dataclass
+class Coral:
+    """Distance of the covariances of the devices' features (Sun and Saenko, ECCV 2016).
+
+    Attributes:
+        weight: factor of the loss; 0 removes the component.
+        ramp: as in `Mmd`.
+        features: as in `Mmd`.
+        by_class: as in `Mmd`.
+        threshold: as in `Mmd`.
+        regions: as in `Mmd`.
+        resolution: as in `Mmd`.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 10.0
+    ramp: float = 1.0
+    features: str = field(default="regions", metadata={"choices": ("regions", "map")})
+    by_class: bool = False
+    threshold: float = 0.3
+    regions: int = 16
+    resolution: int = 3
+
+
+@dataclass
+class Prototypes:
+    """Cells of both devices are drawn to their class's mean on the source and off the others.
+
+    Attributes:
+        weight: factor of the loss; 0 removes the component.
+        ramp: share of training over which the weight rises by DANN's schedule.
+        momentum: share of a prototype that stays in each step.
+        temperature: of the softmax over cosines.
+        threshold: score from which a detection on the target takes part.
+        regions: at most this many cells of an image take part.
+        resolution: samples per side of a cell's pooled feature.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 0.1
+    ramp: float = 1.0
+    momentum: float = 0.99
+    temperature: float = 0.1
+    threshold: float = 0.3
+    regions: int = 16
+    resolution: int = 3
+
+
+@dataclass
+class Reinhard:
+    """Give source images the mean and spread of a target image in CIE Lab (Reinhard et al., 2001).
+
+    Attributes:
+        probability: share of source images that are restyled; 0 removes the component.
+        blend_min: smallest share of the restyled image in the mixture with the original.
+    """
+
+    strength: ClassVar[str] = "probability"
+    targeted: ClassVar[bool] = True
+
+    probability: float = 0.5
+    blend_min: float = 0.5
+
+
+@dataclass
+class StainJitter:
+    """Vary how much of each dye the source's cells took up; no look at a target.
+
+    Attributes:
+        probability: share of source images that are varied; 0 removes the component.
+        spread: the amount of each dye is multiplied by ``1 - spread`` to ``1 + spread``.
+        shift: and raised by ``-shift`` to ``shift``, in optical density.
+    """
+
+    strength: ClassVar[str] = "probability"
+    targeted: ClassVar[bool] = False
+
+    probability: float = 1.0
+    spread: float = 0.2
+    shift: float = 0.02
+
+
 COMPONENTS: dict[str, Any] = {
     "adversarial": Adversarial,
     "fourier": Fourier,
     "histogram": Histogram,
     "instance_adversarial": InstanceAdversarial,
+    "mmd": Mmd,
+    "coral": Coral,
+    "prototypes": Prototypes,
+    "reinhard": Reinhard,
+    "stain_jitter": StainJitter,
     "mean_teacher": MeanTeacher,
     "distillation": Distillation,
     "masking": Masking,
