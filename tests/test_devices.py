@@ -14,6 +14,7 @@ from da_leukemia.config import Calibration, save_job
 from da_leukemia.data import devices
 from da_leukemia.data.devices import measure_devices
 from da_leukemia.data.experiment import read_experiment_data
+from da_leukemia.data.preparation import preparations
 from da_leukemia.errors import DataError
 from da_leukemia.evaluation.records import load_records
 from da_leukemia.sweep import worker
@@ -145,3 +146,20 @@ def test_another_calibration_is_another_training(make_job, measured, tmp_path, m
     worker.run_job(folder)
     assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns != before
     assert "calibration; it starts anew" in capsys.readouterr().out
+
+
+def test_without_the_sources_scale_nobody_is_scaled(data):
+    unknown = Measured(fields=7, size=(640, 640), background=KNOWN.background)
+    data.calibration.colour = True
+    both = preparations(data, {H: unknown, L_: KNOWN}, H)
+    assert not both[H].scaled
+    assert not both[L_].scaled
+    assert both[L_].colour
+    other = preparations(data, {H: unknown, L_: KNOWN}, L_)
+    assert (other[H].scaled, other[L_].scaled) == (False, True)
+
+
+def test_at_a_common_scale_sizes_are_varied_as_the_calibration_says(make_job):
+    job = make_job(Method(), data={"calibration": Calibration(scale=True, jitter=[0.9, 1.1])})
+    assert worker.build_task(job, scaled=True).augmentation.scale == [0.9, 1.1]
+    assert worker.build_task(job).augmentation == job.augmentation

@@ -172,22 +172,29 @@ def _cuts(length: int, size: int, overlap: int) -> list[tuple[int, float, float]
     return cuts
 
 
-def preparations(data: config.Data, devices: Mapping[str, Calibration]) -> dict[str, Preparation]:
-    """Return how each device of an experiment is prepared.
+def preparations(
+    data: config.Data, devices: Mapping[str, Calibration], source: str
+) -> dict[str, Preparation]:
+    """Return how each device of an experiment is prepared for a detector of one of them.
+
+    Where the scale of the device that it learns from is unknown, there is nothing to bring the
+    others to: then no image is scaled.
 
     Args:
         data: settings.
         devices: calibration of each device (see `data.devices.measure_devices`); may be empty
             where no calibration is used.
+        source: device that is learned from.
     """
     settings = data.calibration
     if not settings.used:
         return {name: Preparation(data.image_size) for name in data.domains}
+    scaled = settings.scale and devices[source].px_per_um_x.known
     return {
         name: Preparation(
             data.image_size,
             devices[name],
-            data.image_size / settings.view_um if settings.scale else 0.0,
+            data.image_size / settings.view_um if scaled else 0.0,
             settings.illumination,
             settings.colour,
         )

@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from da_leukemia.adaptation.build import build_components
-from da_leukemia.config import Augmentation, Job, Trainer, load_job
+from da_leukemia.config import Job, Trainer, load_job
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.fields import FieldIndex
@@ -64,10 +64,10 @@ def run_job(folder: Path) -> None:
     missing = [d for d in job.tests if d not in kept]
     if not missing:
         return
-    prepared = preparations(job.data, facts.devices)
+    prepared = preparations(job.data, facts.devices, job.source)
     store = open_store(job.data, list(facts.indexes.values()), prepared)
     fields = Fields(job, facts, prepared, store)
-    task = build_task(job)
+    task = build_task(job, scaled=prepared[job.source].scaled)
     tracker = None
     if job.tracking == "wandb":
         from da_leukemia.tracking.wandb_run import start_job
@@ -208,7 +208,7 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
         )
     task = build_task(job)
     task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
-    prepared = preparations(job.data, facts.devices)
+    prepared = preparations(job.data, facts.devices, job.source)
     store = open_store(job.data, [facts.indexes[d] for d in wanted], prepared)
     fields = Fields(job, facts, prepared, store)
     return {
@@ -221,8 +221,13 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
     }
 
 
-def build_task(job: Job) -> DetectionTask:
-    """Build detector, components and task; the random weights depend on the seed only."""
+def build_task(job: Job, scaled: bool = False) -> DetectionTask:
+    """Build detector, components and task; the random weights depend on the seed only.
+
+    Args:
+        job: what to build it for.
+        scaled: the source is seen at a common scale, so that sizes need to be varied less.
+    """
     L.seed_everything(job.seed, verbose=False)
     if job.trainer.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -231,22 +236,18 @@ def build_task(job: Job) -> DetectionTask:
     detector = build_detector(job.detector, get_label_space(job.data.label_space))
     if job.trainer.compile:
         detector.compile()
+    augmentation = job.augmentation
+    if scaled:
+        augmentation = dataclasses.replace(augmentation, scale=job.data.calibration.jitter)
     return DetectionTask(
         detector.to(memory_format=torch.channels_last),
         build_components(job.method, detector),
         trainer=job.trainer,
-        augmentation=_augmentation(job),
+        augmentation=augmentation,
         strong=job.method.augmentation == "strong",
         ema=job.method.ema,
         seed=job.seed,
     )
-
-
-def _augmentation(job: Job) -> Augmentation:
-    """Return what the views look like: at a common scale, sizes need to be varied less."""
-    if not job.data.calibration.scale:
-        return job.augmentation
-    return dataclasses.replace(job.augmentation, scale=job.data.calibration.jitter)
 
 
 def _train(
