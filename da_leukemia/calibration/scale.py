@@ -43,7 +43,7 @@ _MOST_ZOOM = 4.0
 _NEAR = 0.3
 """Distance in log diameter from the mode within which a round cell is a red cell."""
 
-_ENOUGH_ALONE = 60
+_ENOUGH_ALONE = 25
 """Cells that touch nothing, above which those cut from their neighbours are not needed."""
 
 _NUCLEATED = 0.1

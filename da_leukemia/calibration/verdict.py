@@ -15,6 +15,9 @@ _WIDEST = 0.24
 _METHOD = 0.055
 """Relative error that stays with many cells (docs/calibration.md)."""
 
+_PARTED, _PARTED_ASPECT = 0.03, 0.08
+"""Relative errors of size and aspect of cells that were cut from their neighbours."""
+
 _INSCRIBED = 0.91
 """Largest inscribed circle over diameter of red cells as they are, not quite round."""
 
@@ -63,10 +66,12 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
     if sizes is None:
         return _unknown("no round single cells were found")
     of_field, each, ratio, middle = [], [], [], []
+    parted = 0
     for field, found, mine in zip(light.fields, sizes.found, sizes.chosen, strict=True):
         if found is None or not mine.any():
             continue
         each.append(found.diameter[mine])
+        parted += int((mine & ~found.alone).sum())
         ratio.append((found.width / found.height)[mine])
         if mine.sum() >= 3:
             of_field.append(float(np.median(found.diameter[mine])))
@@ -113,6 +118,10 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
     notes, mixed = _others(light, sizes, diameter)
     if mixed:
         return _unknown(notes[0], cells)
+    turn = 0.02
+    if parted:
+        turn, error = _PARTED_ASPECT, float(np.hypot(error, _PARTED))
+        notes = (*notes, f"few red cells lie alone: {parted} of {cells} were cut from others")
     ratios = np.log(np.concatenate(ratio))
     wobble = 1.25 * 1.48 * float(np.median(np.abs(ratios - np.median(ratios))))
     return Verdict(
@@ -120,7 +129,7 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
         diameter,
         error,
         float(np.exp(np.median(ratios))),
-        float(np.hypot(0.02, wobble / np.sqrt(cells))),
+        float(np.hypot(turn, wobble / np.sqrt(cells))),
         cells,
         notes,
     )
