@@ -13,7 +13,9 @@ from da_leukemia.adaptation.base import Component
 from da_leukemia.adaptation.distillation import Distillation
 from da_leukemia.adaptation.masking import MaskedConsistency, Masking
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
+from da_leukemia.adaptation.mixing import ConfMix, Daca
 from da_leukemia.adaptation.prototypes import Prototypes
+from da_leukemia.adaptation.statistics import AdaBN, Tent
 from da_leukemia.config import active_components
 from da_leukemia.models.one_stage import OneStageDetector
 
@@ -36,6 +38,10 @@ _BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
     "distillation": lambda x, d: Distillation(x, d.classes),
     "masking": lambda x, d: Masking(x),
     "masked_consistency": lambda x, d: MaskedConsistency(x, d.classes),
+    "confmix": lambda x, d: ConfMix(x),
+    "daca": lambda x, d: Daca(x),
+    "adabn": lambda x, d: AdaBN(x),
+    "tent": lambda x, d: Tent(x),
 }
 
 

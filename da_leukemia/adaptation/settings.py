@@ -326,6 +326,82 @@ class StainJitter:
     shift: float = 0.02
 
 
+@dataclass
+class ConfMix:
+    """The target's most confident quadrant pasted on the source (ConfMix; Mattolin, WACV 2023).
+
+    Attributes:
+        weight: factor of the losses on the mixed image; 0 removes the component.
+        threshold: score from which a detection of the teacher is a cell.
+        negative: score up to which there is background; between the two nothing is learned.
+        burn_in: share of training before the target joins.
+        ramp: share of training over which the weight rises after burn-in.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 1.0
+    threshold: float = 0.5
+    negative: float = 0.2
+    burn_in: float = 0.3
+    ramp: float = 0.1
+
+
+@dataclass
+class Daca:
+    """Four copies of the target's most confident quadrant, tiled (DACA; Mekhalfi et al., 2023).
+
+    Attributes:
+        weight: factor of the losses on the composite; 0 removes the component.
+        threshold: score from which a detection of the teacher is a cell.
+        negative: score up to which there is background; between the two nothing is learned.
+        burn_in: share of training before the target joins.
+        ramp: share of training over which the weight rises after burn-in.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 1.0
+    threshold: float = 0.5
+    negative: float = 0.2
+    burn_in: float = 0.3
+    ramp: float = 0.1
+
+
+@dataclass
+class AdaBN:
+    """After training, BatchNorm statistics of the target's training images (Li et al., 2016).
+
+    Attributes:
+        weight: share of the target's statistics in the mixture with the source's; 0 removes it.
+        batches: at most so many batches are looked at.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 1.0
+    batches: int = 64
+
+
+@dataclass
+class Tent:
+    """After training, entropy minimisation on norm layers (TENT; Wang et al., ICLR 2021).
+
+    Attributes:
+        learning_rate: of Adam; 0 removes the component.
+        steps: batches of the target's training images that are learned from.
+    """
+
+    strength: ClassVar[str] = "learning_rate"
+    targeted: ClassVar[bool] = True
+
+    learning_rate: float = 1e-3
+    steps: int = 20
+
+
 COMPONENTS: dict[str, Any] = {
     "adversarial": Adversarial,
     "fourier": Fourier,
@@ -340,6 +416,10 @@ COMPONENTS: dict[str, Any] = {
     "distillation": Distillation,
     "masking": Masking,
     "masked_consistency": MaskedConsistency,
+    "confmix": ConfMix,
+    "daca": Daca,
+    "adabn": AdaBN,
+    "tent": Tent,
 }
 """Component name in a method's YAML -> its settings."""
 

@@ -169,6 +169,7 @@ class OneStageDetector(nn.Module):
         *,
         background: Tensor | None = None,
         boxes: bool = True,
+        attributes: bool = True,
     ) -> dict[str, Tensor]:
         """Compute the named losses of a labelled (or pseudo-labelled) batch.
 
@@ -177,6 +178,7 @@ class OneStageDetector(nn.Module):
             targets: padded labels; an image without boxes teaches background.
             background: ``(B, L)`` bool, where False a negative location teaches nothing.
             boxes: whether box and attribute losses are wanted.
+            attributes: whether the attribute loss is; pseudo-labels come without.
         """
         found = assign(targets, outputs.points, outputs.strides)
         index = found.box
@@ -194,7 +196,7 @@ class OneStageDetector(nn.Module):
         if not boxes:
             return losses
         losses["box"] = ((1 - giou) * positive).sum() / normaliser
-        if self.attributes is not None:
+        if self.attributes is not None and attributes:
             known = targets.mask & (targets.labels >= 0)
             codes = targets.attributes.masked_fill(~known.unsqueeze(-1), -1)
             logits = self.attributes(outputs.features[0], targets.boxes, self.strides[0])

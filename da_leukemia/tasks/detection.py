@@ -298,11 +298,10 @@ class DetectionTask(L.LightningModule):
                 given = batch.to(self.device).images.float().div(255)
                 yield given.contiguous(memory_format=torch.channels_last)
 
-        before = {k: v.clone() for k, v in self.tested.state_dict().items()}
+        before = {k: v.clone() for k, v in self.tested.eval().state_dict().items()}
         try:
             for component in self._components:
                 component.finish(self.tested, images)
-            self.tested.eval()
             yield
         finally:
             self.tested.load_state_dict(before)
