@@ -1,0 +1,178 @@
+"""What is done to a finished network for one device, and undone for the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from da_leukemia.adaptation import settings as s
+from da_leukemia.adaptation.base import Component
+from da_leukemia.adaptation.statistics import AdaBN, Tent, detection_entropy
+from da_leukemia.config import Augmentation, Trainer
+from da_leukemia.data.batches import UnlabelledBatch
+from da_leukemia.errors import ConfigError
+from da_leukemia.models.backbone import Backbone
+from da_leukemia.models.one_stage import OneStageDetector
+from da_leukemia.tasks.detection import DetectionTask
+
+S = 64
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def rand(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def detector():
+    torch.manual_seed(0)
+    backbone = Backbone("mobilenetv3_small_050", (8, 16, 32))
+    return OneStageDetector(backbone, 2, channels=16, depth=1).eval()
+
+
+def first_norm(net):
+    return next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def state(net):
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def test_the_statistics_are_those_of_the_targets_images():
+    net, given = detector(), [rand(4, 3, S, S) * 0.3, rand(4, 3, S, S, seed=1) * 0.6]
+    layer, seen = first_norm(net), []
+    hook = layer.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    AdaBN(s.AdaBN()).finish(net, lambda: given)
+    hook.remove()
+    mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+    variance = torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0)
+    torch.testing.assert_close(layer.running_mean, mean)
+    torch.testing.assert_close(layer.running_var, variance)
+    assert not any(m.training for m in net.modules())
+    assert layer.momentum == 0.1
+
+
+def test_nothing_but_statistics_changes_and_again_gives_the_same():
+    net, given = detector(), [rand(4, 3, S, S)]
+    before = state(net)
+    AdaBN(s.AdaBN()).finish(net, lambda: given)
+    after = state(net)
+    changed = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    assert changed
+    assert all(k.endswith(("running_mean", "running_var", "num_batches_tracked")) for k in changed)
+    AdaBN(s.AdaBN()).finish(net, lambda: given)
+    assert all(torch.allclose(v, state(net)[k]) for k, v in after.items() if "running" in k)
+
+
+def test_the_weight_mixes_with_the_sources_statistics():
+    whole, half, given = detector(), detector(), [rand(4, 3, S, S)]
+    start = first_norm(half).running_mean.clone()
+    AdaBN(s.AdaBN()).finish(whole, lambda: given)
+    AdaBN(s.AdaBN(weight=0.25)).finish(half, lambda: given)
+    expected = 0.75 * start + 0.25 * first_norm(whole).running_mean
+    torch.testing.assert_close(first_norm(half).running_mean, expected)
+
+
+def test_a_rest_of_few_images_does_not_count_as_a_batch_and_the_number_is_held():
+    one, other, three = detector(), detector(), detector()
+    full, rest = rand(4, 3, S, S), rand(1, 3, S, S, seed=2)
+    AdaBN(s.AdaBN()).finish(one, lambda: [full])
+    AdaBN(s.AdaBN()).finish(other, lambda: [full, rest])
+    AdaBN(s.AdaBN(batches=1)).finish(three, lambda: [full, full * 0.1])
+    for net in (other, three):
+        assert torch.equal(first_norm(one).running_mean, first_norm(net).running_mean)
+
+
+def test_a_target_without_images_leaves_the_statistics():
+    net = detector()
+    before = state(net)
+    AdaBN(s.AdaBN()).finish(net, list)
+    Tent(s.Tent()).finish(net, list)
+    after = state(net)
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if "running" in k)
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if k.endswith("weight"))
+
+
+def test_a_network_without_batchnorm_is_refused():
+    net = detector()
+    net.backbone = nn.Identity()
+    with pytest.raises(ConfigError, match="no BatchNorm layer"):
+        AdaBN(s.AdaBN()).finish(net, lambda: [rand(2, 3, S, S)])
+
+
+def test_entropy_is_that_of_the_cells():
+    certain, open_ = torch.full((1, 9, 1), -12.0), torch.full((1, 1, 1), 0.0)
+    both = detection_entropy(torch.cat([certain, open_], 1))
+    assert float(both) == pytest.approx(0.6931, abs=1e-3)  # ground does not dilute it
+    assert float(detection_entropy(torch.full((1, 4, 2), 9.0))) < 0.01
+
+
+def test_tent_lowers_the_entropy_by_norm_layers_alone():
+    net, given = detector(), [rand(4, 3, S, S)]
+    with torch.no_grad():
+        net.head.score.bias.fill_(-1.0)
+        before, start = state(net), detection_entropy(net(given[0]).scores)
+    frozen = [p.requires_grad for p in net.parameters()]
+    Tent(s.Tent(steps=4)).finish(net, lambda: given)  # round and round one batch
+    with torch.no_grad():
+        assert detection_entropy(net(given[0]).scores) < start
+    kinds = (nn.BatchNorm2d, nn.GroupNorm)
+    norms = {
+        f"{name}.{p}"
+        for name, m in net.named_modules()
+        if isinstance(m, kinds)
+        for p in ("weight", "bias")
+    }
+    changed = {k for k, v in before.items() if not torch.equal(v, state(net)[k])}
+    assert changed
+    assert changed <= norms
+    assert [p.requires_grad for p in net.parameters()] == frozen
+    assert all(p.grad is None for p in net.parameters())
+
+
+def finished_task(components):
+    made = DetectionTask(
+        detector(), components, trainer=Trainer(steps=1), augmentation=Augmentation()
+    )
+    made.eval()
+    return made
+
+
+def target_images():
+    images = (rand(4, 3, S, S) * 255).to(torch.uint8)
+    return [UnlabelledBatch(images, torch.zeros(4, 3), torch.arange(4))]
+
+
+def test_the_tested_weights_are_changed_for_one_device_and_then_as_before():
+    made = finished_task([AdaBN(s.AdaBN()), Tent(s.Tent(steps=2))])
+    assert made.finishes
+    assert not finished_task([]).finishes
+    tested, trained = state(made.tested), state(made.detector)
+    assert made.tested is made.ema.network
+    runs = []
+    for _ in range(2):
+        with made.finished(target_images):
+            runs.append(state(made.tested))
+        assert all(torch.equal(v, state(made.tested)[k]) for k, v in tested.items())
+    assert any(not torch.equal(v, runs[0][k]) for k, v in tested.items())
+    assert all(torch.equal(v, runs[1][k]) for k, v in runs[0].items())  # repeatable
+    assert all(torch.equal(v, state(made.detector)[k]) for k, v in trained.items())
+
+
+def test_the_weights_come_back_also_after_an_error():
+    class Broken(Component):
+        finishes = True
+
+        def finish(self, network, images):
+            first_norm(network).running_mean.add_(1.0)
+            raise RuntimeError("no")
+
+    made = finished_task([Broken()])
+    before = state(made.tested)
+    with pytest.raises(RuntimeError, match="no"), made.finished(target_images):
+        pass
+    assert all(torch.equal(v, state(made.tested)[k]) for k, v in before.items())
