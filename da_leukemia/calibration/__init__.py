@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from da_leukemia.calibration.apply import (
     boxes_back,
-    density_factor,
+    density_factors,
     flat_field,
     same_colour,
     scale_factors,
@@ -18,7 +18,7 @@ __all__ = [
     "Quantity",
     "RedCells",
     "boxes_back",
-    "density_factor",
+    "density_factors",
     "flat_field",
     "load",
     "same_colour",

@@ -17,9 +17,12 @@ from da_leukemia.calibration.record import Calibration
 WHITE = 230.0
 """Grey level of the clear background after `white_point`; leaves room for noise and bubbles."""
 
-RED_CELL_DENSITY = 0.22
-"""Mean over R, G, B of ``-ln(red cell / background)`` that `same_colour` gives red cells: the
-middle of five real devices, which range from 0.11 to 0.34."""
+RED_CELL_DENSITY = (0.13, 0.35, 0.18)
+"""``-ln(red cell / background)`` in R, G and B that `same_colour` gives red cells: the mean of five
+real devices (see docs/results/calibration_real.md)."""
+
+_FAINTEST = 0.03
+"""Mean density of red cells below which their colour says nothing."""
 
 _STRONGEST = 2.0
 """Largest change of density: a wrong estimate must not turn a film black or blank."""
@@ -63,24 +66,26 @@ def white_point(image: Pixels, calibration: Calibration) -> Pixels:
     return _to_bytes(image * (WHITE / np.maximum(levels, 1.0)).astype(np.float32))
 
 
-def density_factor(calibration: Calibration) -> float:
-    """Return what stain density is multiplied by so that red cells have `RED_CELL_DENSITY`.
+def density_factors(calibration: Calibration) -> NDArray[np.float64]:
+    """Return what stain density ``(3,)`` is multiplied by so that red cells have the common one.
 
-    1 where background or red cells are unknown. One number for all channels keeps the hue.
+    1 where background or red cells are unknown, or red cells too faint to tell.
     """
     if calibration.background is None or calibration.red_cell_colour is None:
-        return 1.0
-    pairs = zip(calibration.red_cell_colour, calibration.background, strict=True)
-    levels = [(cell.value, clear.value) for cell, clear in pairs]
-    densities = [np.log(clear / max(cell, 1.0)) for cell, clear in levels if cell and clear]
-    if len(densities) < 3 or np.mean(densities) <= 0:
-        return 1.0
-    wanted = RED_CELL_DENSITY / float(np.mean(densities))
-    return min(max(wanted, 1 / _STRONGEST), _STRONGEST)
+        return np.ones(3)
+    clear, cell = (
+        np.array([max(q.value or 0.0, 1.0) for q in colour])
+        for colour in (calibration.background, calibration.red_cell_colour)
+    )
+    densities = np.log(clear / cell)
+    if densities.mean() < _FAINTEST:
+        return np.ones(3)
+    wanted = np.array(RED_CELL_DENSITY) / densities.clip(1e-3)
+    return np.asarray(wanted.clip(1 / _STRONGEST, _STRONGEST))
 
 
 def same_colour(image: Pixels, calibration: Calibration) -> Pixels:
-    """Bring the clear background to a neutral `WHITE` and red cells to one stain density.
+    """Bring the clear background to a neutral `WHITE` and red cells to one colour.
 
     Both references are the device's, so what a field contains changes nothing. An unknown
     background leaves the image alone, unknown red cells leave the density alone.
@@ -93,7 +98,7 @@ def same_colour(image: Pixels, calibration: Calibration) -> Pixels:
         return image
     clear = np.array([max(q.value or 0.0, 1.0) for q in calibration.background])
     share = np.arange(256)[:, None] / clear
-    table = _to_bytes(WHITE * share ** density_factor(calibration))
+    table = _to_bytes(WHITE * share ** density_factors(calibration))
     return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
 
 
