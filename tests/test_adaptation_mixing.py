@@ -83,7 +83,8 @@ def views(taught, targets, *, progress=1.0, source=None, weak=None, strong=None)
         target_strong=torch.ones(count, 3, S, S) if strong is None else strong,
         log={}.__setitem__,
     )
-    given.taught = taught
+    if taught is not None:
+        given.taught = taught
     return given
 
 
@@ -261,15 +262,6 @@ def test_a_pasted_cell_is_cut_at_the_seam_and_a_covered_one_too():
 def test_the_loss_weighs_as_much_as_the_labels_are_sure():
     own = labels([[[4, 4, 14, 14]]], [[0]])
     box = [[[36, 36, 50, 50], [52, 52, 60, 60]]]
-    weights = []
-    for second in (0.8, 0.3, 0.0):
-        extra = ConfMix(s.ConfMix()).compose(views(said(box, [[0.9, second]], [[1, 1]]), own))
-        net = detector()
-        net.loss = lambda *_, **__: {"class": torch.ones(())}
-        _, losses = learned(extra, net)
-        weights.append(float(losses["mixed_class"]))
-    # At full progress the certainty counts, and boxes without voters have none: nothing is sure.
-    assert weights == pytest.approx([1, 1, 1])
     weights = []
     for second in (0.8, 0.3, 0.0):
         taught = said(box, [[0.9, second]], [[1, 1]])
