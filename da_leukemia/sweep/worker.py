@@ -343,13 +343,21 @@ def _labelled(index: FieldIndex) -> tuple[int, ...]:
 def predict_domain(
     task: DetectionTask, fields: Fields, domain: str, part: str = "test"
 ) -> list[FieldRecord]:
-    """Detect on every field of a part of a device."""
+    """Detect on every field of a part of a device.
+
+    On the device that the job adapted to, with what its components make of the finished network
+    and that device's unlabelled training images (see `DetectionTask.finished`).
+    """
     data = fields.part(domain, part)
     if not len(data):
         raise DataError(f"{domain}: no field to test on; see data.split")
     trainer = fields.job.trainer
     on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
     task.eval().to("cuda" if on_gpu else "cpu")
+    if domain == fields.job.target and task.finishes:
+        seen = fields.part(domain, "train")
+        with task.finished(lambda: seen.searches(trainer.batch_size)):
+            return task.predict_fields(data.searches(trainer.batch_size), data)
     return task.predict_fields(data.searches(trainer.batch_size), data)
 
 
