@@ -90,7 +90,8 @@ def jitter_dyes(images: Tensor, dyes: Tensor, factor: Tensor, shift: Tensor) -> 
         density = -images.float().clamp(min=1 / 255).log10()
         turn = torch.linalg.inv_ex(dyes)[0] @ (factor.unsqueeze(-1) * dyes)  # no check: it waits
         moved = torch.einsum("bchw,bcd->bdhw", density, turn)
-        return (10 ** -(moved + (shift @ dyes)[..., None, None])).clamp(0, 1)
+        moved = moved + (shift @ dyes)[..., None, None]
+        return torch.pow(10.0, -moved).clamp(0, 1)
 
 
 class Fourier(Component):
