@@ -76,7 +76,8 @@ def simulate(
     Args:
         out: folder to make; one that holds the same finished simulation is left as it is.
         domains: which devices photograph every field: names in ``DOMAINS``, or one of them with
-            some ``FACTORS`` of another, as ``mixed`` writes it: ``H_100X_C2~blur~L_100X_C2``.
+            some ``FACTORS`` of another, as ``mixed`` writes it: ``H_100X_C2~blur~L_100X_C2``, each
+            also with another sensor: ``H_100X_C2@400x280``.
         patients: number of patients; every third is a test patient in all domains.
         fields_per_patient: fields of view of each patient.
         seed: everything follows from it.
@@ -143,6 +144,8 @@ def _variant_problems(
     defects: bool,
 ) -> list[str]:
     problems = []
+    if (sparse is not None or defects) and any("@" in name for name in domains):
+        problems.append("simulate.domains: sparse and defects are of the release's 640 x 640 alone")
     if sparse is not None and not 0 < sparse <= 1:
         problems.append(f"simulate.sparse: a share of the field above 0 and up to 1, not {sparse}")
     if patch_order not in PATCH_ORDERS:

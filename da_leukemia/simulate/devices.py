@@ -42,6 +42,7 @@ class Device:
         balance_of: device whose white balance of each patient is used; "" for its own.
         lamp_of: device whose lamp direction of each patient is used; "" for its own.
         noise_of: device whose noise is drawn in each field (by the writer); "" for its own.
+        sensor: ``width, height`` of a photograph, px; always the whole field.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Device:
     balance_of: str = ""
     lamp_of: str = ""
     noise_of: str = ""
+    sensor: tuple[int, int] = (SIDE, SIDE)
 
 
 # fmt: off
@@ -112,6 +114,8 @@ def device_of(domain: str) -> Device:
     """
     name = parse_domain(domain)
     base = DEVICES[name.base]
+    if name.sensor:
+        base = replace(base, sensor=name.sensor)
     if not name.factors:
         return base
     other = DEVICES[name.other]
@@ -161,7 +165,7 @@ def photograph(scene: Scene, device: Device, rng: np.random.Generator) -> NDArra
         memory = io.BytesIO()
         image.save(memory, "JPEG", quality=device.jpeg)
         image = Image.open(memory)
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return np.asarray(image.resize(device.sensor, Image.Resampling.BICUBIC))
 
 
 _SHARED = 1.35

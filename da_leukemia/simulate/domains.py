@@ -1,7 +1,8 @@
-"""The names that settings use: the release's twelve domains, and one with factors of another."""
+"""The names that settings use: the release's twelve domains, with factors and sensors of others."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,22 +34,30 @@ FACTORS: dict[str, tuple[str, ...]] = {
 """What may be taken from another device: the `Device` fields of each factor, in optical order."""
 
 
+SENSOR = (64, 2000)
+"""Least and largest side of a sensor, px."""
+
+
 @dataclass(frozen=True)
 class DomainName:
-    """A simulated domain, ``BASE`` or ``BASE~factor+factor~OTHER``.
+    """A simulated domain, ``BASE`` or ``BASE~factor+factor~OTHER``, either with ``@WIDTHxHEIGHT``.
 
     Attributes:
         base: the device that takes the photograph, one of `DOMAINS`.
         factors: what it has from ``other``, in the order of `FACTORS`.
         other: the device that the factors come from, "" where there are none.
+        sensor: ``width, height`` of its photographs in px: the same field, so other pixels per um
+            and another aspect. None for the release's 640 x 640.
     """
 
     base: str
     factors: tuple[str, ...] = ()
     other: str = ""
+    sensor: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return f"{self.base}~{'+'.join(self.factors)}~{self.other}" if self.factors else self.base
+        name = f"{self.base}~{'+'.join(self.factors)}~{self.other}" if self.factors else self.base
+        return f"{name}@{self.sensor[0]}x{self.sensor[1]}" if self.sensor else name
 
 
 def mixed(base: str, factors: Iterable[str], other: str) -> str:
@@ -82,13 +91,15 @@ def parse_domain(name: str) -> DomainName:
 
     Raises:
         ConfigError: it is neither one of `DOMAINS` nor ``BASE~factor+factor~OTHER`` as `mixed`
-            writes it; carries a suggestion.
+            writes it, or what follows ``@`` is no sensor; carries a suggestion.
     """
-    base, *rest = name.split("~")
+    whole, mark, frame = name.partition("@")
+    sensor = _sensor(name, frame) if mark else None
+    base, *rest = whole.split("~")
     if not rest:
-        if name not in DOMAINS:
-            raise ConfigError(f"unknown domain {name!r}{did_you_mean(name, DOMAINS)}")
-        return DomainName(name)
+        if whole not in DOMAINS:
+            raise ConfigError(f"unknown domain {name!r}{did_you_mean(whole, DOMAINS)}")
+        return DomainName(whole, sensor=sensor)
     if len(rest) != 2:
         raise ConfigError(
             f"cannot read {name!r}; write BASE~factor+factor~OTHER, "
@@ -100,6 +111,19 @@ def parse_domain(name: str) -> DomainName:
         wanted = mixed(base, factors, other)
     except ConfigError as error:
         raise ConfigError([f"{name}: {problem}" for problem in error.problems]) from None
-    if wanted != name:
-        raise ConfigError(f"{name}: factors are named once and in order, write {wanted}")
-    return DomainName(base, tuple(factors), other)
+    if wanted != whole:
+        raise ConfigError(
+            f"{name}: factors are named once and in order, write {wanted}{mark}{frame}"
+        )
+    return DomainName(base, tuple(factors), other, sensor)
+
+
+def _sensor(name: str, frame: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", frame)
+    sides = tuple(int(side) for side in found.groups()) if found else ()
+    if not sides or not all(SENSOR[0] <= side <= SENSOR[1] for side in sides):
+        raise ConfigError(
+            f"{name}: write the sensor as @WIDTHxHEIGHT, each {SENSOR[0]} to {SENSOR[1]} px, e.g. "
+            "H_100X_C2@400x280"
+        )
+    return sides[0], sides[1]

@@ -131,6 +131,7 @@ def coco(
     names: Sequence[str] = CATEGORIES,
     *,
     repeated: bool = False,
+    sensor: tuple[int, int] = (SIDE, SIDE),
 ) -> Row:
     """Return the content of a COCO file.
 
@@ -138,15 +139,24 @@ def coco(
         entries: file name and annotations of each image.
         names: class names in the order of their ids.
         repeated: list an image anew, under another id, for each of its boxes.
+        sensor: ``width, height`` of the images; boxes of the entries are those of 640 x 640.
     """
+    width, height = sensor
     images: list[Row] = []
     annotations: list[Row] = []
     for name, rows in entries:
         groups = [[row] for row in rows] if repeated and rows else [rows]
         for group in groups:
             number = len(images) + 1
-            images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
+            images.append({"id": number, "file_name": name, "width": width, "height": height})
             for row in group:
+                row = row if sensor == (SIDE, SIDE) else _scaled(row, width / SIDE, height / SIDE)
                 annotations.append({"id": len(annotations) + 1, "image_id": number, **row})
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _scaled(row: Row, x: float, y: float) -> Row:
+    left, top, width, height = row["bbox"]
+    box = [round(v, 2) for v in (left * x, top * y, width * x, height * y)]
+    return {**row, "bbox": box, "area": round(box[2] * box[3], 2)}

@@ -176,7 +176,8 @@ def _write_coco(folder: Path, domain: str, written: list[tuple[_Job, _Written]])
             for job, found in written
             if job.split == split
         ]
-        (folder / f"{split}.json").write_text(json.dumps(coco(entries)))
+        content = coco(entries, sensor=device_of(domain).sensor)
+        (folder / f"{split}.json").write_text(json.dumps(content))
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[_Written]:
