@@ -94,18 +94,9 @@ def test_a_preset_trains_alike_when_the_targets_labels_are_shuffled(name, run):
     assert metrics(folder) == metrics(blind)
 
 
-NOT_CALLED = pytest.mark.xfail(
-    strict=True, reason="the training step restyles the source only where there is a target"
-)
-
-
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(p, marks=[NOT_CALLED] if p == "stain_jitter" else [])
-        for p in PRESETS
-        if load_method(p).components
-    ],
+    [p for p in PRESETS if load_method(p).components],
 )
 def test_a_preset_makes_a_difference(name, run):
     method = eager(name)

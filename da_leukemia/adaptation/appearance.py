@@ -145,6 +145,8 @@ class Reinhard(Component):
 class StainJitter(Component):
     """Stronger and weaker dyes: see `jitter_dyes`. The target is not looked at."""
 
+    restyles_alone = True
+
     def __init__(self, settings: StainSettings) -> None:
         super().__init__()
         self.settings = settings
