@@ -390,3 +390,18 @@ def test_buffers_of_the_teacher_follow():
     after = made.ema.network.get_buffer(name)
     gap = (after - made.detector.get_buffer(name)).abs().sum()
     assert gap < (before - made.detector.get_buffer(name)).abs().sum()
+
+
+def test_the_source_is_restyled_without_a_target_by_whoever_can():
+    class Dark(Component):
+        def restyle(self, source, target, draw):
+            return source * 0
+
+    class DarkAlone(Dark):
+        restyles_alone = True
+
+    _, _, seen, _, _ = task([], target=False)
+    _, _, same, _, _ = task([Dark()], target=False)
+    _, _, dark, _, _ = task([DarkAlone()], target=False)
+    assert torch.equal(seen[0], same[0])
+    assert float(dark[0].mean()) < 0.1 < float(seen[0].mean())

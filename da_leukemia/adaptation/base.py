@@ -129,10 +129,14 @@ class Component(nn.Module):
     """
 
     needs_teacher = False
+    restyles_alone = False  # whether `restyle` needs no target, and is called without one
     finishes = False  # whether `finish` does anything
 
     def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
-        """Return the source images ``(B, 3, S, S)`` in 0..1 in the target's appearance."""
+        """Return the source images ``(B, 3, S, S)`` in 0..1 in the target's appearance.
+
+        Where there is no target, ``target`` is the source.
+        """
         del target, draw
         return source
 

@@ -117,9 +117,10 @@ class DetectionTask(L.LightningModule):
             _, weak_target, strong_target = self._views(target, other, strong)
 
         geometry, images, _ = self._views(source, draw, False)
-        if weak_target is not None:
-            for component in self._components:
-                images = component.restyle(images, weak_target, own)
+        for component in self._components:
+            if weak_target is not None or component.restyles_alone:
+                style = images if weak_target is None else weak_target
+                images = component.restyle(images, style, own)
         if self.strong:
             images = strong_photometry(images, self.augmentation, draw)
         targets = warp_targets(source.targets, geometry, size)
