@@ -153,7 +153,9 @@ def _make_parser() -> _Parser:
     )
     calibrate.add_argument("folder", type=Path, help="photographs of one device")
     calibrate.add_argument("--json", action="store_true", help="for programs")
-    calibrate.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there, too")
+    calibrate.add_argument(
+        "--out", type=Path, metavar="FILE", help="JSON to write; default: FOLDER/calibration.json"
+    )
     calibrate.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw what was measured (PNG, PDF, SVG)"
     )
@@ -390,7 +392,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from da_leukemia.calibration.measure import calibrate_folder
-    from da_leukemia.calibration.record import save
+    from da_leukemia.calibration.record import store
     from da_leukemia.calibration.text import table
 
     with tqdm(desc="measuring", disable=None, leave=False) as shown:
@@ -401,11 +403,12 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
         measured = calibrate_folder(arguments.folder, progress)
     calibration = measured.calibration
-    if arguments.out is not None:
-        save(calibration, arguments.out)
     if arguments.picture is not None:
         from da_leukemia.calibration.picture import draw
 
         draw(measured, arguments.picture)
     print(json.dumps(calibration.to_dict(), indent=1) if arguments.json else table(calibration))
+    path = store(calibration, arguments.folder, arguments.out)
+    if not arguments.json:
+        print(f"written: {path}")
     return 0

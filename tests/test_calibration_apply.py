@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,6 @@ from da_leukemia.calibration import (
     same_colour,
     scale_factors,
     scale_to,
-    white_point,
 )
 from da_leukemia.calibration.apply import RED_CELL_DENSITY, WHITE, fill_colour
 from da_leukemia.calibration.light import render
@@ -39,7 +40,7 @@ def test_what_is_unknown_leaves_the_image_alone():
     image = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
     boxes = np.array([[1.5, 2, 30, 40]])
     assert flat_field(image, UNKNOWN) is image
-    assert white_point(image, UNKNOWN) is image
+    assert same_colour(image, UNKNOWN) is image
     same, there = scale_to(image, boxes, UNKNOWN, 6.0)
     assert same is image
     assert (there == boxes).all()
@@ -55,7 +56,7 @@ def test_a_flat_field_evens_the_lamp_at_any_size(size):
 
 def test_the_clear_background_turns_white_and_neutral():
     image = np.broadcast_to(np.array([200, 180, 160], np.uint8), (8, 8, 3))
-    assert (white_point(image, known()) == 230).all()
+    assert (same_colour(image, known()) == 230).all()
 
 
 def test_corrections_do_not_depend_on_what_a_field_shows():
@@ -63,7 +64,7 @@ def test_corrections_do_not_depend_on_what_a_field_shows():
     image = rng.integers(60, 200, (48, 64, 3)).astype(np.uint8)
     other = image.copy()
     other[:, 32:] = 0
-    for correct in (flat_field, white_point):
+    for correct in (flat_field, same_colour):
         left = correct(image, known())[:, :32]
         assert (left == correct(other, known())[:, :32]).all()
 
@@ -73,6 +74,15 @@ def test_a_squeezed_device_is_unsqueezed():
     out, boxes = scale_to(image, np.array([[8.0, 8, 16, 24]]), known(x=4.0, y=8.0), 8.0)
     assert out.shape == (64, 128, 3)
     assert boxes.tolist() == [[16, 8, 32, 24]]
+
+
+@pytest.mark.parametrize(("aspect", "square"), [((0.95, 1.05), True), ((0.5, 0.6), False)])
+def test_pixels_that_may_be_square_are_scaled_alike(aspect, square):
+    low, high = aspect
+    device = replace(known(x=4.0, y=4.4), aspect=Quantity((low + high) / 2, low, high))
+    x, y = scale_factors(device, 8.0, (6400, 4800))
+    assert (x == pytest.approx(y, rel=1e-3)) is square
+    assert x * y == pytest.approx(64 / (4.0 * 4.4), rel=1e-3)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,7 +9,6 @@ from da_leukemia.calibration.apply import (
     same_colour,
     scale_factors,
     scale_to,
-    white_point,
 )
 from da_leukemia.calibration.record import Calibration, Quantity, RedCells, load, save, store
 
@@ -26,5 +25,4 @@ __all__ = [
     "scale_factors",
     "scale_to",
     "store",
-    "white_point",
 ]

@@ -15,7 +15,7 @@ from da_leukemia.calibration.light import Values, render
 from da_leukemia.calibration.record import Calibration
 
 WHITE = 230.0
-"""Grey level of the clear background after `white_point`; leaves room for noise and bubbles."""
+"""Grey level of the clear background after `same_colour`; leaves room for noise and bubbles."""
 
 RED_CELL_DENSITY = (0.13, 0.35, 0.18)
 """``-ln(red cell / background)`` in R, G and B that `same_colour` gives red cells: the mean of five
@@ -49,21 +49,6 @@ def flat_field(image: Pixels, calibration: Calibration) -> Pixels:
         return image
     light = render(calibration.illumination, *image.shape[:2])
     return _to_bytes(image / np.maximum(light, _DEEPEST))
-
-
-def white_point(image: Pixels, calibration: Calibration) -> Pixels:
-    """Bring the device's clear background to a neutral `WHITE`.
-
-    An unknown background leaves the image alone.
-
-    Args:
-        image: ``(H, W, 3)`` RGB, after `flat_field` where there is a vignette.
-        calibration: the device's.
-    """
-    if calibration.background is None:
-        return image
-    levels = np.array([q.value or 0.0 for q in calibration.background])
-    return _to_bytes(image * (WHITE / np.maximum(levels, 1.0)).astype(np.float32))
 
 
 def density_factors(calibration: Calibration) -> NDArray[np.float64]:
@@ -138,10 +123,21 @@ def scale_factors(
     if canonical_px_per_um <= 0:
         raise ValueError(f"canonical_px_per_um must be positive, not {canonical_px_per_um}")
     out = []
-    for side, scale in zip(size, (calibration.px_per_um_x, calibration.px_per_um_y), strict=True):
-        factor = canonical_px_per_um / scale.value if scale.value else 1.0
-        out.append(max(1, round(side * factor)) / side)
+    for side, scale in zip(size, _scales(calibration), strict=True):
+        out.append(max(1, round(side * canonical_px_per_um / scale)) / side if scale else 1.0)
     return out[0], out[1]
+
+
+def _scales(calibration: Calibration) -> tuple[float | None, float | None]:
+    """Return px per um in x and y: one number where the pixels may well be square, as most are."""
+    x, y, aspect = (
+        calibration.px_per_um_x.value,
+        calibration.px_per_um_y.value,
+        calibration.aspect,
+    )
+    if x and y and aspect.low and aspect.high and aspect.low <= 1 <= aspect.high:
+        x = y = (x * y) ** 0.5
+    return x, y
 
 
 def scale_to(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from da_leukemia.calibration.apply import flat_field, white_point
+from da_leukemia.calibration.apply import flat_field, same_colour
 from da_leukemia.calibration.cells import Found
 from da_leukemia.calibration.light import Mask, Values
 from da_leukemia.calibration.measure import Measured
@@ -40,7 +40,7 @@ def draw(measured: Measured, path: Path) -> None:
         before.imshow(field.pixels, extent=extent)
         before.set_title(field.path.name[:40], fontsize=8)
         even = flat_field(field.pixels, measured.calibration)
-        after.imshow(white_point(even, measured.calibration), extent=extent)
+        after.imshow(same_colour(even, measured.calibration), extent=extent)
         if sizes is not None:
             _outline(after, sizes.found[index], sizes.chosen[index])
         for axis in (before, after):

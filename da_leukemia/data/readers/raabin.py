@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from da_leukemia.calibration.record import NAME as CALIBRATION
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, header_size
@@ -47,9 +48,15 @@ def list_domains(root: Path) -> list[str]:
     """Return the subfolders with JSON files of cells, or the root's own name where it has them."""
     if not root.is_dir():
         return []
-    if any(_holds_cells(p) for p in sorted(root.glob("*.json"))[:1]):
+    if any(_holds_cells(p) for p in _files(root, "*.json")[:1]):
         return [root.resolve().name]
-    return [p.name for p in subfolders(root) if _holds_cells(next(p.rglob("*.json"), None))]
+    found = ((p, _files(p, "**/*.json")) for p in subfolders(root))
+    return [p.name for p, files in found if files and _holds_cells(files[0])]
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Return JSON files, without what `da-leukemia calibrate` leaves beside the images."""
+    return sorted(p for p in folder.glob(pattern) if p.name != CALIBRATION)
 
 
 def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
@@ -60,7 +67,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """
     log = FindingLog()
     folder = domain_folder(source)
-    files = sorted(folder.rglob("*.json"))
+    files = _files(folder, "**/*.json")
     if not files:
         raise DataError(f"{folder}: no JSON files; correct data.domains.{source.domain}.root")
     images: dict[str, list[Path]] = {}
@@ -155,9 +162,7 @@ def _type(record: dict[str, Any], where: str, log: FindingLog) -> str | None:
     return _TYPES.get(normalise(written), written.strip())
 
 
-def _holds_cells(path: Path | None) -> bool:
-    if path is None:
-        return False
+def _holds_cells(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(4096)
     return re.search(rb'"Cell[_ ]?\d+"', head) is not None
