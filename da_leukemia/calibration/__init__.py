@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from da_leukemia.calibration.apply import (
     boxes_back,
-    density_factors,
+    density_factor,
     flat_field,
     same_colour,
     scale_factors,
@@ -17,7 +17,7 @@ __all__ = [
     "Quantity",
     "RedCells",
     "boxes_back",
-    "density_factors",
+    "density_factor",
     "flat_field",
     "load",
     "same_colour",

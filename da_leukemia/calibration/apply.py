@@ -17,9 +17,9 @@ from da_leukemia.calibration.record import Calibration
 WHITE = 230.0
 """Grey level of the clear background after `same_colour`; leaves room for noise and bubbles."""
 
-RED_CELL_DENSITY = (0.13, 0.35, 0.18)
-"""``-ln(red cell / background)`` in R, G and B that `same_colour` gives red cells: the mean of five
-real devices (see docs/results/calibration_real.md)."""
+RED_CELL_DENSITY = 0.22
+"""Mean over R, G and B of ``-ln(red cell / background)`` that `same_colour` gives red cells: the mean
+of five real devices (see docs/results/calibration_real.md)."""
 
 _FAINTEST = 0.03
 """Mean density of red cells below which their colour says nothing."""
@@ -51,26 +51,26 @@ def flat_field(image: Pixels, calibration: Calibration) -> Pixels:
     return _to_bytes(image / np.maximum(light, _DEEPEST))
 
 
-def density_factors(calibration: Calibration) -> NDArray[np.float64]:
-    """Return what stain density ``(3,)`` is multiplied by so that red cells have the common one.
+def density_factor(calibration: Calibration) -> float:
+    """Return what stain density is multiplied by so that red cells have the common one.
 
-    1 where background or red cells are unknown, or red cells too faint to tell.
+    One number for all channels, because it keeps the hue: channel by channel red cells would match
+    and nuclei turn cyan. 1 where background or red cells are unknown, or red cells too faint.
     """
     if calibration.background is None or calibration.red_cell_colour is None:
-        return np.ones(3)
+        return 1.0
     clear, cell = (
         np.array([max(q.value or 0.0, 1.0) for q in colour])
         for colour in (calibration.background, calibration.red_cell_colour)
     )
-    densities = np.log(clear / cell)
-    if densities.mean() < _FAINTEST:
-        return np.ones(3)
-    wanted = np.array(RED_CELL_DENSITY) / densities.clip(1e-3)
-    return np.asarray(wanted.clip(1 / _STRONGEST, _STRONGEST))
+    density = float(np.log(clear / cell).mean())
+    if density < _FAINTEST:
+        return 1.0
+    return min(max(RED_CELL_DENSITY / density, 1 / _STRONGEST), _STRONGEST)
 
 
 def same_colour(image: Pixels, calibration: Calibration) -> Pixels:
-    """Bring the clear background to a neutral `WHITE` and red cells to one colour.
+    """Bring the clear background to a neutral `WHITE` and red cells to one stain density.
 
     Both references are the device's, so what a field contains changes nothing. An unknown
     background leaves the image alone, unknown red cells leave the density alone.
@@ -83,7 +83,7 @@ def same_colour(image: Pixels, calibration: Calibration) -> Pixels:
         return image
     clear = np.array([max(q.value or 0.0, 1.0) for q in calibration.background])
     share = np.arange(256)[:, None] / clear
-    table = _to_bytes(WHITE * share ** density_factors(calibration))
+    table = _to_bytes(WHITE * share ** density_factor(calibration))
     return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
 
 
