@@ -18,8 +18,8 @@ WHITE = 230.0
 """Grey level of the clear background after `same_colour`; leaves room for noise and bubbles."""
 
 RED_CELL_DENSITY = 0.22
-"""Mean over R, G and B of ``-ln(red cell / background)`` that `same_colour` gives red cells: the mean
-of five real devices (see docs/results/calibration_real.md)."""
+"""Mean over R, G and B of ``-ln(red cell / background)`` that `same_colour` gives red cells: the
+middle of five real devices, 0.11 to 0.34 (docs/results/calibration_real.md)."""
 
 _FAINTEST = 0.03
 """Mean density of red cells below which their colour says nothing."""
