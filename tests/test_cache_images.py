@@ -243,9 +243,7 @@ def test_memory_is_bounded(tmp_path, decodes, limit, kept):
 
 
 def test_the_disk_bound_is_an_error_with_numbers_before_anything_is_decoded(settings):
-    with pytest.raises(
-        ConfigError, match=r"disk_cache_gb: 24 images .* need 0\.0 GB"
-    ):
+    with pytest.raises(ConfigError, match=r"disk_cache_gb: 24 images .* need 0\.0 GB"):
         everything(settings(image_cache="disk", disk_cache_gb=23 * PICTURE / 2**30))
     with pytest.raises(ConfigError, match=r"data\.cache_dir"):
         everything(settings(image_cache="disk", cache_dir=""))

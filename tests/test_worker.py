@@ -221,7 +221,9 @@ def test_nobody_is_tested_on_whom_a_device_added_later_moved_into_the_test(make_
     folder = run(first)
     old = json.loads((folder / "split.json").read_text())["parts"]
     save_job(second, folder / "config.yaml")
-    with pytest.raises(UserError, match="changed since this job was trained: training data of H_100X_C2"):
+    with pytest.raises(
+        UserError, match="changed since this job was trained: training data of H_100X_C2"
+    ):
         worker.evaluate_job(folder)
     run(second)
     new = json.loads((folder / "split.json").read_text())["parts"]
