@@ -23,7 +23,8 @@ def _sentence(text: str) -> str:
 
 def caption(view: View) -> str:
     """Say how a view is read."""
-    own = f"; in brackets: {FAIR}" if view.borrowed else ""
+    twin = FAIR + calibration_of(view.method)
+    own = f"; in brackets: {twin}" if view.borrowed else ""
     return f"{view.method} ({knowledge(view)}{own})"
 
 

@@ -56,14 +56,13 @@ def find(jobs: Mapping[str, Job], standings: Mapping[str, Standing], facts: Fact
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], job: Job) -> str:
     """Say what changed in what a job learned from; nothing where it is the same."""
-    said = []
+    said, both = [], (before, now)
     if before.get("fingerprint") != now["fingerprint"]:
-        counts = [(f.get("train_fields"), f.get("train_boxes")) for f in (before, now)]
-        (fields, boxes), (fields_now, boxes_now) = counts
-        said.append(
-            f"training data of {job.source} (then {fields} fields with {boxes} boxes, now "
-            f"{fields_now} with {boxes_now})"
+        then, since = (
+            f"{f.get('train_fields')} fields, {f.get('train_boxes')} boxes" for f in both
         )
+        counts = f"{since}, other labels or images" if then == since else f"{then}, now {since}"
+        said.append(f"training data of {job.source} ({counts})")
     if before.get("target_fingerprint") != now.get("target_fingerprint"):
         said.append(
             f"images of {job.target} (then {before.get('target_images')}, now "
