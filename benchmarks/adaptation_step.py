@@ -3,8 +3,8 @@
 What is timed: the whole `DetectionTask.training_step` (views of both devices, forward, teacher,
 losses), backward, gradient clipping, AdamW step and the moving average, near the end of training,
 when every component takes part. The batch of a preset with a target has as many target images as
-source images, so the student alone sees twice as many: beside the ratio of the step times, which
-the targets in the issue are about, the ratio per image seen by the student is printed.
+source images, so the student alone sees twice as many: beside the ratio of the step times the ratio
+per image seen by the student is printed.
 
 The detector's scores are raised so that it takes most locations for cells: components that look at
 confident detections have their full work. The presets take turns in one process, so that a busy

@@ -135,6 +135,19 @@ def test_a_changed_training_label_stops_the_sweep_and_loses_nothing(experiment, 
     assert states(experiment, jobs) == ["done", "done"]
 
 
+def test_a_job_that_lacks_a_test_is_not_trained_again_without_permission(experiment, lab):
+    jobs = finish(experiment)
+    for job in jobs:
+        path = ledger.job_folder(experiment.folder, job.hash) / "result.json"
+        content = json.loads(path.read_text())
+        del content["tests"]["scope"]
+        path.write_text(json.dumps(content))
+    assert states(experiment, jobs) == ["waiting", "waiting"]
+    change(lab / "data" / "phone", first_of(experiment, "phone", "train"), [20, 20, 30, 30])
+    with pytest.raises(UserError, match="phone s0: training data of phone"):
+        conduct.check_data(experiment, jobs)
+
+
 def test_with_permission_only_the_job_of_that_device_is_trained_again(experiment, lab, capsys):
     jobs = finish(experiment)
     change(lab / "data" / "phone", first_of(experiment, "phone", "train"), [20, 20, 30, 30])

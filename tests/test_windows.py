@@ -15,6 +15,7 @@ from da_leukemia.calibration import Calibration, Quantity
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.data.preparation import OVERLAP_UM, Preparation
+from da_leukemia.errors import DataError
 from da_leukemia.labels import WBC
 from da_leukemia.models.one_stage import Detections
 from da_leukemia.tasks.joining import Join
@@ -104,6 +105,11 @@ def test_an_image_without_a_known_scale_is_one_whole_window():
         assert len(how.windows(1440, 900)) == 1
         assert how.canvas(1440, 900) == (SIZE, SIZE)
         assert how.placement(1440, 900).x == SIZE / 1440
+
+
+def test_a_scale_that_cannot_be_is_said(tmp_path):
+    with pytest.raises(DataError, match="view_um"):
+        FieldDataset([field_of([], (4000, 3000))], WBC, scaled(x=0.5, y=0.5, px_per_um=4.0))
 
 
 cells = st.lists(

@@ -25,6 +25,7 @@ from da_leukemia.calibration.apply import (
     scale_factors,
 )
 from da_leukemia.calibration.record import Calibration
+from da_leukemia.errors import DataError
 
 OVERLAP_UM = 30.0
 """Overlap of neighbouring windows: a cell of 20 um is whole in one of them wherever it lies."""
@@ -130,7 +131,11 @@ class Preparation:
         if len(columns) * len(rows) == 1:
             return [WHOLE]
         if len(columns) * len(rows) > WINDOW_LIMIT:
-            raise ValueError(f"{len(columns)} x {len(rows)} windows of one image")
+            raise DataError(
+                f"an image of {width} x {height} px has {len(columns)} x {len(rows)} windows of "
+                f"{self.size} px at {self.px_per_um:.2f} px/um; raise data.calibration.view_um, or "
+                "look at what `da-leukemia calibrate` says of the device"
+            )
         return [
             Window(x, y, (left, top, right, bottom))
             for y, top, bottom in rows

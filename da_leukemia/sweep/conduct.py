@@ -147,8 +147,7 @@ def check_data(experiment: Experiment, jobs: Sequence[Job]) -> None:
         with bar("measuring devices") as progress:
             devices = measure_devices(calibrated[0], indexes, split, progress)
     trainings = unique(jobs)
-    standings = {h: ledger.examine(experiment.folder, j, h) for h, j in trainings.items()}
-    found = outdated.find(trainings, standings, Facts(indexes, split, devices))
+    found = outdated.find(experiment.folder, trainings, Facts(indexes, split, devices))
     said = outdated.reopen(experiment, trainings, found)
     if said:
         print(said, file=sys.stderr)

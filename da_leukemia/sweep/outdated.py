@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep import ledger
 from da_leukemia.sweep.facts import Facts
-from da_leukemia.sweep.ledger import Standing, State
 from da_leukemia.sweep.plan import label
 
 LISTED = 5
@@ -30,25 +30,25 @@ class Outdated:
     tested: Mapping[str, list[str]]
 
 
-def find(jobs: Mapping[str, Job], standings: Mapping[str, Standing], facts: Facts) -> Outdated:
-    """Compare the results that are there with the data.
+def find(sweep: Path, jobs: Mapping[str, Job], facts: Facts) -> Outdated:
+    """Compare the results that are there with the data, also those that lack a test.
 
     Args:
+        sweep: the sweep's folder.
         jobs: trainings by hash.
-        standings: of these.
         facts: the data as they are now.
     """
     trained, tested = {}, {}
     for job_hash, job in jobs.items():
-        standing = standings[job_hash]
-        if standing.state is not State.DONE or standing.result is None:
+        result, _ = ledger.read_result(ledger.job_folder(sweep, job_hash), job_hash, ())
+        if result is None:
             continue
-        changed = difference(standing.result.get("data") or {}, facts.trained_on(job), job)
+        changed = difference(result.get("data") or {}, facts.trained_on(job), job)
         if changed:
             trained[job_hash] = changed
             continue
-        tests = standing.result["tests"]
-        stale = [d for d in job.tests if tests[d].get("fingerprint") != facts.tested_on(job, d)]
+        there = [(d, result["tests"][d]) for d in job.tests if d in result["tests"]]
+        stale = [d for d, test in there if test.get("fingerprint") != facts.tested_on(job, d)]
         if stale:
             tested[job_hash] = stale
     return Outdated(trained, tested)
@@ -99,7 +99,7 @@ def reopen(experiment: Experiment, jobs: Mapping[str, Job], outdated: Outdated) 
     for job_hash in outdated.trained:
         _set_aside(experiment, job_hash)
     for job_hash, devices in outdated.tested.items():
-        _forget_tests(experiment, jobs[job_hash], job_hash, devices)
+        _forget_tests(experiment, job_hash, devices)
     said = []
     if outdated.trained:
         said.append(f"{len(outdated.trained)} trained again")
@@ -116,10 +116,10 @@ def _set_aside(experiment: Experiment, job_hash: str) -> None:
             (folder / ledger.RESULT).replace(folder / "result.outdated.json")
 
 
-def _forget_tests(experiment: Experiment, job: Job, job_hash: str, devices: list[str]) -> None:
+def _forget_tests(experiment: Experiment, job_hash: str, devices: list[str]) -> None:
     folder = ledger.job_folder(experiment.folder, job_hash)
     with ledger.hold(folder) as held:
-        result, _ = ledger.read_result(folder, job_hash, job.tests)
+        result, _ = ledger.read_result(folder, job_hash, ())
         if held and result is not None:
             tests = {d: t for d, t in result["tests"].items() if d not in devices}
             ledger.write_json(folder / ledger.RESULT, {**result, "tests": tests})
