@@ -17,6 +17,7 @@ name: trial
 data:
   domains: {scope: {}, phone: {}}
 methods: [fair, dann]
+twins: []
 adaptations:
   fair: {}
   dann: {components: [{name: adversarial}]}

@@ -13,6 +13,7 @@ from test_matrix_support import DEVICES, SPACE, make_records, make_sweep
 from da_leukemia.errors import UserError
 from da_leukemia.evaluation import MatchTable, hierarchical_interval
 from da_leukemia.report.contents import as_results
+from da_leukemia.report.gains import gains
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.sweep.matrix import COLUMNS, FAIR, Result, build_matrix, read_csv, write_csv
@@ -79,15 +80,15 @@ def test_intervals_are_those_of_a_direct_bootstrap(sweep, bootstrap):
 def test_the_gain_is_scored_on_the_same_patients(sweep):
     experiment, contents = sweep
     results = as_results(experiment, contents)
-    gains = Bootstrap().gains(results, "ap50")
-    gaps = gap_closed(build_matrix(results), gains=gains).gaps
+    found = gains(Bootstrap(), results, "ap50")
+    gaps = gap_closed(build_matrix(results), gains=found).gaps
     assert {(g.source, g.target) for g in gaps} == {
         ("microscope", "low_cost"),
         ("low_cost", "microscope"),
     }
-    assert all(g.gain_low <= g.gain <= g.gain_high for g in gaps)
+    assert all(g.paired.low <= g.gain <= g.paired.high for g in gaps)
     one = [r for r in results if (r.run.method, r.run.seed) != (FAIR, 1)]
-    assert Bootstrap().gains(one, "ap50") == {}
+    assert gains(Bootstrap(), one, "ap50") == {}
 
 
 def test_without_records_there_is_no_interval(sweep, tmp_path):

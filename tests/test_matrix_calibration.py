@@ -51,6 +51,7 @@ def test_names_say_what_was_calibrated():
 
 def test_the_axis_multiplies_every_method():
     made = experiment(methods=["fair_source_only", "fda"], calibration=["none", "default", "scale"])
+    made.twins = ["fair", "oracle"]
     jobs = make_plan(made)
     names = {j.method_name for j in jobs}
     assert names == {

@@ -172,7 +172,7 @@ def test_a_job_that_adapted_to_changed_images_is_trained_again(experiment, lab):
 
 
 def test_labels_of_a_target_are_not_what_was_adapted_to(experiment, lab):
-    experiment.methods = ["fda"]
+    experiment.methods, experiment.twins = ["fda"], []
     experiment.sources, experiment.tests = ["scope"], ["scope"]
     experiment.targets = ["phone"]
     jobs = finish(experiment)

@@ -24,6 +24,7 @@ def experiment(tmp_path: Path, **settings: object) -> Experiment:
         runs_dir=str(tmp_path),
         data=Data(domains={name: Domain() for name in ("scope", "cheap", "phone")}),
         methods=["dann", "fair"],
+        twins=[],
         adaptations={"dann": DANN, "fair": FAIR},
     )
     return replace(made, **settings)  # type: ignore[arg-type]

@@ -231,8 +231,8 @@ def test_a_cell_at_the_border_of_a_window_is_neither_cell_nor_ground(large):
 
 
 def test_windows_depend_on_seed_and_number_alone(large):
-    again = FieldDataset(large.fields, WBC, large.how, seed=3)
-    other = FieldDataset(large.fields, WBC, large.how, seed=4)
+    again = FieldDataset(large.fields, WBC, large.how(large.fields[0]), seed=3)
+    other = FieldDataset(large.fields, WBC, large.how(large.fields[0]), seed=4)
     numbers = list(range(20))
     assert torch.equal(large.labelled(numbers).images, again.labelled(numbers[::-1]).images.flip(0))
     assert not torch.equal(large.labelled(numbers).images, other.labelled(numbers).images)
@@ -240,7 +240,9 @@ def test_windows_depend_on_seed_and_number_alone(large):
 
 
 def test_windows_of_a_target_do_not_depend_on_its_labels(large):
-    bare = FieldDataset([field_of([], (640, 480), large.fields[0].image)], WBC, large.how, seed=3)
+    bare = FieldDataset(
+        [field_of([], (640, 480), large.fields[0].image)], WBC, large.how(large.fields[0]), seed=3
+    )
     numbers = list(range(20))
     assert torch.equal(large.unlabelled(numbers).images, bare.unlabelled(numbers).images)
 

@@ -431,9 +431,13 @@ class Method:
     Attributes:
         augmentation: "strong" learns from the strong view, "weak" from the weak one.
         ema: whether the exponential moving average of the weights is what is tested.
+        target_labels: few-shot: this many labelled training fields of the target join the source.
+        target_share: share of a training batch that is drawn from them.
         components: dictionaries with a ``name`` and that component's settings.
     """
 
     augmentation: str = field(default="strong", metadata={"choices": ("weak", "strong")})
     ema: bool = True
+    target_labels: int = 0
+    target_share: float = 0.25
     components: list[dict[str, Any]] = field(default_factory=list)

@@ -23,6 +23,7 @@ from da_leukemia.config.schema import (
     Split,
     Trainer,
     active_components,
+    devices_of,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Trainer",
     "active_components",
     "complete",
+    "devices_of",
     "load_experiment",
     "load_job",
     "load_method",

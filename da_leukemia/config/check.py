@@ -12,7 +12,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
-from da_leukemia.config.schema import CALIBRATIONS, Experiment
+from da_leukemia.config.schema import (
+    CALIBRATIONS,
+    SOURCES_MARK,
+    TWINS,
+    Experiment,
+    devices_of,
+)
 from da_leukemia.errors import did_you_mean
 
 
@@ -65,6 +71,15 @@ def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
 def check_method(name: str, method: Method) -> list[str]:
     """Return every problem in a method's list of components."""
     found = []
+    if method.target_labels < 0:
+        found.append(
+            f"adaptations.{name}.target_labels: expected 0 or more, got {method.target_labels}"
+        )
+    if not 0 < method.target_share < 1:
+        found.append(
+            f"adaptations.{name}.target_share: expected a share between 0 and 1, got "
+            f"{method.target_share}"
+        )
     for position, settings in enumerate(method.components):
         where = f"adaptations.{name}.components[{position}]"
         kind = settings.get("name")
@@ -125,6 +140,28 @@ def check_numbers(experiment: Experiment) -> list[str]:
         )
     if len(experiment.augmentation.scale) != 2 or min(experiment.augmentation.scale) <= 0:
         problems.append("augmentation.scale: expected [smallest, largest], both above 0")
+    several = max((len(devices_of(s)) for s in experiment.sources or []), default=1)
+    shots = any(
+        experiment.adaptations[m].target_labels
+        for m in experiment.methods
+        if m in experiment.adaptations
+    )
+    if trainer.batch_size < several + shots:
+        problems.append(
+            f"trainer.batch_size: {trainer.batch_size} has no place for every device that is "
+            f"learned from at once ({several + shots})"
+        )
+    problems += [
+        f"data.domains.{name}: a name cannot hold {SOURCES_MARK!r}, which joins the devices of a "
+        "source"
+        for name in data.domains
+        if SOURCES_MARK in name
+    ]
+    problems += [
+        f"twins: unknown value {value!r}{did_you_mean(value, TWINS)}"
+        for value in experiment.twins
+        if value not in TWINS
+    ]
     if not experiment.seeds:
         problems.append("seeds: empty; name at least one")
     if experiment.name in ("", "..") or Path(experiment.name).name != experiment.name:

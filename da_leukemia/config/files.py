@@ -7,7 +7,7 @@ OmegaConf. Every unknown key and wrong value is reported at once, with a suggest
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config.check import check_calibration, check_method, check_numbers
 from da_leukemia.config.check import problems as problems_of
-from da_leukemia.config.schema import Experiment, Job
+from da_leukemia.config.schema import (
+    LEAVE_ONE_OUT,
+    SOURCES_MARK,
+    Experiment,
+    Job,
+    devices_of,
+)
 from da_leukemia.errors import ConfigError, did_you_mean
 
 _GROUPS = ("trainer", "detector", "data", "augmentation")
@@ -160,7 +166,7 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
     labelled = [name for name, d in domains.items() if d.labels == "all"]
     if not domains:
         problems.append("data.domains: empty; name at least one device")
-    experiment.sources = labelled if experiment.sources is None else experiment.sources
+    experiment.sources = _sources(experiment, labelled)
     if experiment.tests is None:
         experiment.tests = [name for name, d in domains.items() if d.labels != "none"]
     if experiment.targets is None:
@@ -168,7 +174,9 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
         experiment.targets = [*experiment.tests, *blind]
     problems += check_calibration(experiment)
     for key in ("sources", "tests", "targets"):
-        for name in getattr(experiment, key):
+        for name in dict.fromkeys(
+            d for entry in getattr(experiment, key) for d in devices_of(entry)
+        ):
             if name not in domains:
                 problems.append(f"{key}: unknown device {name!r}{did_you_mean(name, domains)}")
                 continue
@@ -187,6 +195,24 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
     problems += check_numbers(experiment)
     if problems:
         raise ConfigError([f"{path}: {p}" if path else p for p in problems])
+
+
+def _sources(experiment: Experiment, labelled: list[str]) -> list[str]:
+    """Write out `leave_one_out`, and name the devices of a source in one order."""
+    given = labelled if experiment.sources is None else experiment.sources
+    place = {name: i for i, name in enumerate(experiment.data.domains)}
+    sources: list[str] = []
+    for entry in given:
+        if entry == LEAVE_ONE_OUT and entry not in place:
+            sources += [_joined(d for d in labelled if d != one) for one in labelled]
+        else:
+            names = dict.fromkeys(devices_of(entry))
+            sources.append(_joined(sorted(names, key=lambda n: place.get(n, len(place)))))
+    return [s for s in dict.fromkeys(sources) if s]
+
+
+def _joined(devices: Iterable[str]) -> str:
+    return SOURCES_MARK.join(devices)
 
 
 def save_experiment(experiment: Experiment, path: Path) -> None:

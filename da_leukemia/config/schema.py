@@ -162,6 +162,21 @@ class Trainer:
     deterministic: bool = True
 
 
+SOURCES_MARK = "+"
+"""Between the devices of a source that is several."""
+
+LEAVE_ONE_OUT = "leave_one_out"
+"""In `Experiment.sources`: all devices with labels but one, for each of them."""
+
+TWINS = ("plain", "fair", "oracle")
+"""What adapted methods are compared with (see `sweep.plan`)."""
+
+
+def devices_of(source: str) -> tuple[str, ...]:
+    """Return the devices of a source: ``a+b`` learns from two."""
+    return tuple(source.split(SOURCES_MARK))
+
+
 @dataclass
 class Experiment:
     """One sweep: a grid of methods x sources x targets x seeds."""
@@ -172,10 +187,12 @@ class Experiment:
     detector: Detector = field(default_factory=Detector)
     augmentation: Augmentation = field(default_factory=Augmentation)
     trainer: Trainer = field(default_factory=Trainer)
-    sources: list[str] | None = None  # default: every domain with labels
+    # a device, several at once as `a+b`, or `leave_one_out`; default: every domain with labels
+    sources: list[str] | None = None
     targets: list[str] | None = None  # default: the tests
     tests: list[str] | None = None  # default: every domain
     methods: list[str] = field(default_factory=lambda: ["fair_source_only"])
+    twins: list[str] = field(default_factory=lambda: list(TWINS))  # added for adapted methods
     calibration: list[str] | None = None  # an axis like methods; default: data.calibration
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -201,6 +218,13 @@ def active_components(method: Method) -> list[dict[str, Any]]:
     return active
 
 
+def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the regimes that are not used, as before there were any."""
+    if not method["target_labels"]:
+        del method["target_labels"], method["target_share"]
+    return method
+
+
 def _identity_of(calibration: Calibration) -> dict[str, Any]:
     """Return what of a calibration decides a training; nothing where none is used."""
     settings = dataclasses.asdict(calibration)
@@ -217,7 +241,7 @@ class Job:
 
     Attributes:
         method_name: how the matrix calls it; no part of the identity.
-        source: device it learns from, with labels.
+        source: device it learns from, with labels; several are ``a+b`` (see `devices_of`).
         target: device it looks at without labels, None for source-only.
         tests: devices it is tested on; no part of the identity, so a new one only adds tests.
     """
@@ -250,7 +274,8 @@ class Job:
         identity["data"]["calibration"] = _identity_of(self.data.calibration)
         if not identity["data"]["calibration"]:
             del identity["data"]["calibration"]
-        seen = [self.source] + ([self.target] if self.target else [])
+        identity["method"] = _method_identity(identity["method"])
+        seen = [*devices_of(self.source), *([self.target] if self.target else [])]
         domains = {name: identity["data"]["domains"][name] for name in seen}
         for domain in domains.values():
             for key in ("root", "annotations", "calibration"):

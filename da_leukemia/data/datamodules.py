@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from da_leukemia.config import Trainer
-from da_leukemia.data.dataset import EpochSampler, FieldDataset
-from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.dataset import (
+    EpochSampler,
+    FieldDataset,
+    Preparations,
+    ShareSampler,
+    shares,
+)
+from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.images import Memory, Store
-from da_leukemia.data.preparation import Preparation
 from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError
 from da_leukemia.labels import LabelSpace
+
+_APART = 1_000_003
+"""Between the seeds of devices that are drawn from side by side."""
 
 
 def _finished_epochs(trainer: L.Trainer | None) -> int:
@@ -26,40 +35,60 @@ def _finished_epochs(trainer: L.Trainer | None) -> int:
 
 
 class DomainDataModule(L.LightningDataModule):
-    """One device with its labels: train, validation and test.
+    """One device with its labels, or several that are learned from at once.
 
     Args:
-        index: all fields of the device.
+        index: all fields of the device, or of each; every device has an equal share of a batch.
         split: division by patient over all devices.
         space: label space.
-        how: preparation of the device's images; a number fits them into a square of that side.
+        how: preparation of the device's images, or of each device's by name; a number fits them
+            into a square of that side.
         trainer: batch size, epoch length, workers.
         seed: of the order and of the windows.
         store: keeps the decoded images; memory by default.
+        few: labelled training fields of another device (see `few_labelled`).
+        few_share: their share of a training batch.
     """
 
     def __init__(
         self,
-        index: FieldIndex,
+        index: FieldIndex | Sequence[FieldIndex],
         split: Split,
         space: LabelSpace,
-        how: Preparation | int,
+        how: Preparations,
         trainer: Trainer,
         seed: int = 0,
         store: Store | None = None,
+        few: Sequence[FieldOfView] = (),
+        few_share: float = 0.25,
     ) -> None:
         super().__init__()
-        self.domain = index.domain
+        indexes = [index] if isinstance(index, FieldIndex) else list(index)
+        self.domain = ", ".join(i.domain for i in indexes)
+        self.few_share = few_share
         self.settings = trainer
         self.seed = seed
         self.store = Memory() if store is None else store
-        self.parts = {
-            part: FieldDataset(list(split.select(index, part)), space, how, self.store, seed * 2)
+        chosen = {
+            part: [list(split.select(i, part)) for i in indexes]
             for part in ("train", "validation", "test")
         }
+        if few:
+            chosen["train"].append(list(few))
+        self.groups = [range(0, 0)]
+        for fields in chosen["train"]:
+            self.groups.append(range(self.groups[-1].stop, self.groups[-1].stop + len(fields)))
+        self.groups = self.groups[1:]
+        self.has_few = bool(few)
+        self.parts = {
+            part: FieldDataset(list(chain(*fields)), space, how, self.store, seed * 2)
+            for part, fields in chosen.items()
+        }
 
-    def _train_loader(self, part: FieldDataset, labelled: bool, stream: int) -> DataLoader[Any]:
-        if not len(part):
+    def _train_loader(
+        self, part: FieldDataset, groups: Sequence[range], labelled: bool, stream: int
+    ) -> DataLoader[Any]:
+        if not all(groups):
             raise DataError(
                 f"{self.domain}: no field to train on; the split left it none (data.split), or the "
                 "data set is empty. Run `da-leukemia data check`"
@@ -67,16 +96,24 @@ class DomainDataModule(L.LightningDataModule):
         # The trainer's own count of finished epochs: right in the first epoch of a resumed run,
         # where Lightning does not call `set_epoch`.
         epoch = _finished_epochs(self.trainer)
-        sampler = EpochSampler(
-            len(part),
-            self.settings.batch_size,
-            self.settings.epoch_steps,
-            self.seed * 2 + stream,
-            epoch,
-            # Not by Trainer(max_steps): with it, Lightning resumes in the wrong epoch.
-            self.settings.steps,
-            windows=part.how.scaled,
-        )
+        few = labelled and self.has_few
+        counts = shares(self.settings.batch_size, len(groups) - few, few, self.few_share)
+        samplers = [
+            EpochSampler(
+                len(group),
+                count,
+                self.settings.epoch_steps,
+                self.seed * 2 + stream + _APART * place,
+                epoch,
+                # Not by Trainer(max_steps): with it, Lightning resumes in the wrong epoch.
+                self.settings.steps,
+                windows=any(part.how(part.fields[i]).scaled for i in group),
+            )
+            for place, (group, count) in enumerate(zip(groups, counts, strict=True))
+        ]
+        sampler: Sampler[list[int]] = samplers[0]
+        if len(groups) > 1:
+            sampler = ShareSampler(samplers, groups, len(part))
         return DataLoader(
             part,
             batch_sampler=sampler,
@@ -87,7 +124,7 @@ class DomainDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Batches of the source: ``{"source": LabelledBatch}``."""
-        return {"source": self._train_loader(self.parts["train"], True, 0)}
+        return {"source": self._train_loader(self.parts["train"], self.groups, True, 0)}
 
     def evaluation_loader(self, part: str) -> DataLoader[Any]:
         """All fields of a part once, in order, window by window: images without labels."""
@@ -113,10 +150,10 @@ class AdaptationDataModule(DomainDataModule):
 
     def __init__(
         self,
-        index: FieldIndex,
+        index: FieldIndex | Sequence[FieldIndex],
         target: FieldIndex,
         split: Split,
-        how_target: Preparation | int | None = None,
+        how_target: Preparations | None = None,
         **settings: Any,
     ) -> None:
         """Take the target's index and preparation beside the arguments of `DomainDataModule`.
@@ -124,15 +161,14 @@ class AdaptationDataModule(DomainDataModule):
         By default the target's images are prepared as the source's are.
         """
         super().__init__(index, split, **settings)
-        source = self.parts["train"]
-        how = source.how if how_target is None else how_target
+        how = settings["how"] if how_target is None else how_target
         images = list(split.select(target, "train"))
-        self.target = FieldDataset(images, source.space, how, self.store, self.seed * 2 + 1)
+        self.target = FieldDataset(images, settings["space"], how, self.store, self.seed * 2 + 1)
         self.target_domain = target.domain
 
     def train_dataloader(self) -> Mapping[str, DataLoader[Any]]:
         """Batches ``{"source": LabelledBatch, "target": UnlabelledBatch}``."""
         if not len(self.target):
             raise DataError(f"{self.target_domain}: no image to adapt to; see data.split")
-        target = self._train_loader(self.target, False, 1)
+        target = self._train_loader(self.target, [range(len(self.target))], False, 1)
         return {**super().train_dataloader(), "target": target}

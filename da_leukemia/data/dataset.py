@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,8 +19,18 @@ _ON_A_CELL = 0.75
 """Share of a labelled field's windows that hold a given cell, where the field is larger."""
 
 
+Preparations = Preparation | int | Mapping[str, Preparation]
+"""Of one device, or of each by its name; a number fits images into a square of that side."""
+
+
+def _size(how: Preparations) -> int:
+    if isinstance(how, int):
+        return how
+    return how.size if isinstance(how, Preparation) else next(iter(how.values())).size
+
+
 class FieldDataset(Dataset[int]):
-    """Fields of one device at network size.
+    """Fields of one device, or of several, at network size.
 
     Items are numbers: `labelled` and `unlabelled` make the batch, so that the target of an
     adaptation can be asked for images only.
@@ -32,7 +42,8 @@ class FieldDataset(Dataset[int]):
     Args:
         fields: what to read.
         space: label space of the fields.
-        how: preparation of the device's images; a number fits them into a square of that side.
+        how: preparation of the device's images, or of each device's by name; a number fits them
+            into a square of that side.
         store: keeps the decoded images; memory by default.
         seed: of the random windows.
     """
@@ -41,20 +52,20 @@ class FieldDataset(Dataset[int]):
         self,
         fields: Sequence[FieldOfView],
         space: LabelSpace,
-        how: Preparation | int,
+        how: Preparations,
         store: Store | None = None,
         seed: int = 0,
     ) -> None:
         self.fields = list(fields)
         self.space = space
-        self.how = Preparation(how) if isinstance(how, int) else how
-        self.size = self.how.size
+        self._how = how
+        self.size = _size(how)
         self.store = Memory() if store is None else store
         self.seed = seed
         self.windows: list[tuple[int, Window]] = [
             (i, window)
             for i, field in enumerate(self.fields)
-            for window in self.how.windows(field.width, field.height)
+            for window in self.how(field).windows(field.width, field.height)
         ]
         longest = max((len(f.labels) for f in self.fields), default=0)
         # One padded length for the whole data set: every batch has the same shapes.
@@ -66,20 +77,27 @@ class FieldDataset(Dataset[int]):
     def __getitem__(self, index: int) -> int:
         return index
 
+    def how(self, field: FieldOfView) -> Preparation:
+        """Return how the images of a field's device are prepared."""
+        if isinstance(self._how, int):
+            return Preparation(self._how)
+        return self._how if isinstance(self._how, Preparation) else self._how[field.domain]
+
     def image(self, index: int) -> Picture:
         """Return ``(3, H, W)`` uint8 and the fill colour ``(3,)`` uint8, not to be written to."""
-        return self.store.picture(self.fields[index].image, self.how)
+        field = self.fields[index]
+        return self.store.picture(field.image, self.how(field))
 
     def factors(self, index: int) -> NDArray[np.float64]:
         """Picture pixels per original pixel of one field, for ``x0, y0, x1, y1``."""
         field = self.fields[index]
-        return self.how.placement(field.width, field.height).factors
+        return self.how(field).placement(field.width, field.height).factors
 
     def _corner(self, number: int, labelled: bool) -> tuple[int, int]:
         """Return the left and top edge of a training window in its picture."""
         serial, index = divmod(number, len(self))
         field = self.fields[index]
-        across, down = self.how.canvas(field.width, field.height)
+        across, down = self.how(field).canvas(field.width, field.height)
         room = np.array([across - self.size, down - self.size])
         if not room.any():
             return 0, 0
@@ -147,7 +165,7 @@ class FieldDataset(Dataset[int]):
         """Return boxes and labels in a window, and which of the field's they are."""
         field = self.fields[index]
         boxes = (field.boxes * self.factors(index)).astype(np.float32)
-        if self.how.canvas(field.width, field.height) == (self.size, self.size):
+        if self.how(field).canvas(field.width, field.height) == (self.size, self.size):
             return boxes, field.labels, np.ones(len(boxes), dtype=bool)
         moved = boxes - np.array([*corner, *corner], np.float32)
         cut = moved.clip(0, self.size)
@@ -207,3 +225,47 @@ class EpochSampler(Sampler[list[int]]):
         stream = stream[first - numbers[0] * self.length :]
         for batch in range(self._own):
             yield stream[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+
+class ShareSampler(Sampler[list[int]]):
+    """Batches in which each of several groups of fields has its share, whatever its size.
+
+    Args:
+        samplers: one per group; their numbers count inside the group.
+        groups: the fields of each, as places in the data set.
+        length: number of fields of the data set.
+    """
+
+    def __init__(
+        self, samplers: Sequence[EpochSampler], groups: Sequence[Sequence[int]], length: int
+    ) -> None:
+        self.samplers = list(samplers)
+        self.groups = [np.asarray(group, np.int64) for group in groups]
+        self.length = length
+
+    def __len__(self) -> int:
+        return len(self.samplers[0])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield lists of numbers (see `FieldDataset`), group by group."""
+        for parts in zip(*self.samplers, strict=True):
+            batch: list[int] = []
+            for part, group in zip(parts, self.groups, strict=True):
+                serial, place = np.divmod(np.array(part), len(group))
+                batch += (group[place] + serial * self.length).tolist()
+            yield batch
+
+
+def shares(batch_size: int, sources: int, few: bool, few_share: float) -> list[int]:
+    """Divide a batch among the devices of a source, and the few labelled target fields last.
+
+    Args:
+        batch_size: images of a batch, at least one for each.
+        sources: devices.
+        few: whether there are labelled target fields.
+        few_share: their share.
+    """
+    last = min(max(1, round(batch_size * few_share)), batch_size - sources) if few else 0
+    base, more = divmod(batch_size - last, sources)
+    parts = [base + (i < more) for i in range(sources)]
+    return [*parts, last] if few else parts

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from da_leukemia.config import Data, Experiment
+from da_leukemia.config import Data, Experiment, devices_of
 from da_leukemia.data.cache import audit_once, cache_folder, read_cached
 from da_leukemia.data.experiment import domain_source, no_images, read_experiment_data
 from da_leukemia.data.fields import FieldIndex
@@ -46,6 +46,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     except DataError as error:  # of the first device: say it of all
         raise DataError(_unreadable(experiment.data) or error.problems) from None
     problems = []
+    sources = {d for source in experiment.sources or [] for d in devices_of(source)}
     for name, index in indexes.items():
         problems += _problems(index)
         if name in (experiment.tests or []):
@@ -54,7 +55,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
                 problems.append(f"{name}: no field in the test part; see data.split")
             elif not any(f.labelled_classes for f in test.fields):
                 problems.append(_nothing_to_score(experiment.data, name))
-        if name in (experiment.sources or []):
+        if name in sources:
             train = split.select(index, "train")
             if not len(train):
                 problems.append(f"{name}: no field in the training part; see data.split")

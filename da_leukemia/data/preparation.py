@@ -180,7 +180,7 @@ def _cuts(length: int, size: int, overlap: int) -> list[tuple[int, float, float]
 def preparations(
     data: config.Data, devices: Mapping[str, Calibration], source: str
 ) -> dict[str, Preparation]:
-    """Return how each device of an experiment is prepared for a detector of one of them.
+    """Return how each device of an experiment is prepared for a detector of one or some of them.
 
     Where the scale of the device that it learns from is unknown, there is nothing to bring the
     others to: then no image is scaled.
@@ -189,12 +189,13 @@ def preparations(
         data: settings.
         devices: calibration of each device (see `data.devices.measure_devices`); may be empty
             where no calibration is used.
-        source: device that is learned from.
+        source: device that is learned from; of several, one of known scale is enough.
     """
     settings = data.calibration
     if not settings.used:
         return {name: Preparation(data.image_size) for name in data.domains}
-    scaled = settings.scale and devices[source].px_per_um_x.known
+    known = any(devices[name].px_per_um_x.known for name in config.devices_of(source))
+    scaled = settings.scale and known
     return {
         name: Preparation(
             data.image_size,

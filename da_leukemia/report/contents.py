@@ -9,6 +9,7 @@ from typing import Any
 
 from da_leukemia.config import Experiment
 from da_leukemia.errors import UserError
+from da_leukemia.report.gains import gains, shares
 from da_leukemia.report.gap import GapTable, gap_closed
 from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.sweep.ledger import job_folder, read_failure
@@ -41,6 +42,7 @@ class Contents:
         missing: jobs of the plan without a result.
         planned: number of entries in the plan.
         gap: gap closed of the headline metric.
+        added: the same against twins of the same calibration, where that is another table.
     """
 
     experiment: Experiment
@@ -49,6 +51,7 @@ class Contents:
     planned: int
     matrix: Matrix
     gap: GapTable
+    added: GapTable | None
 
 
 def as_results(
@@ -97,7 +100,14 @@ def gather(
         methods=list(dict.fromkeys(job.method_name for job in jobs)),
         devices=list(experiment.data.domains),
     )
-    gains = bootstrap.gains(found, HEADLINE)
+    gap = gap_closed(
+        matrix, HEADLINE, gains(bootstrap, found, HEADLINE), shares(bootstrap, found, HEADLINE)
+    )
+    added = None
+    if any(matrix.twin(m) != matrix.reference(m) for m in matrix.adapted):
+        paired = gains(bootstrap, found, HEADLINE, alike=True)
+        closed = shares(bootstrap, found, HEADLINE, alike=True)
+        added = gap_closed(matrix, HEADLINE, paired, closed, alike=True)
     bootstrap.save()
     return Contents(
         experiment=experiment,
@@ -105,7 +115,8 @@ def gather(
         missing=missing,
         planned=len(order),
         matrix=matrix,
-        gap=gap_closed(matrix, HEADLINE, gains),
+        gap=gap,
+        added=added,
     )
 
 

@@ -11,11 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from da_leukemia.sweep.matrix import PLAIN, Matrix
+from da_leukemia.config import devices_of
+from da_leukemia.sweep.matrix import Matrix
+from da_leukemia.sweep.plan import PLAIN
 
 Pair = tuple[str, str, str]
 """(method, source, target)."""
+
+
+class Gain(NamedTuple):
+    """A paired comparison with the fair twin.
+
+    Attributes:
+        low: lower end of the interval of the gain.
+        high: upper end.
+        p: of a paired randomization test, adjusted for all pairs of the table (Holm); NaN where
+            there is one patient only.
+    """
+
+    low: float
+    high: float
+    p: float
 
 
 @dataclass(frozen=True)
@@ -27,8 +45,7 @@ class Gap:
         closed: share of the gap that was won back; None where it is refused.
         reason: why it is refused.
         gain: adapted - fair; below zero the adaptation did harm (negative transfer).
-        gain_low: lower end of the paired interval of the gain, None where there is none.
-        gain_high: upper end.
+        paired: interval and test of the gain, None where there are none.
     """
 
     method: str
@@ -39,8 +56,12 @@ class Gap:
     oracle: float | None
     closed: float | None
     reason: str | None
-    gain_low: float | None = None
-    gain_high: float | None = None
+    paired: Gain | None = None
+
+    @property
+    def harmed(self) -> bool:
+        """Whether the method is significantly below its twin (5 %, all pairs together)."""
+        return self.paired is not None and self.paired.p < 0.05 and (self.gain or 0.0) < 0
 
     @property
     def gain(self) -> float | None:
@@ -61,6 +82,9 @@ class GapSummary:
         mean_of_ratios: mean of `Gap.closed` over the pairs that have it.
         compared: pairs that have a fair twin.
         negative: how many of those ended below it.
+        harmed: how many of those significantly so.
+        share_low: lower end of the interval of the ratio of means, None where there is none.
+        share_high: upper end.
         worst: the pair with the lowest score.
         reason: why there is no ratio of means.
     """
@@ -74,8 +98,11 @@ class GapSummary:
     mean_gain: float | None
     compared: int
     negative: int
+    harmed: int
     worst: Gap
     reason: str | None
+    share_low: float | None = None
+    share_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,20 +128,27 @@ class GapTable:
 def gap_closed(
     matrix: Matrix,
     metric: str = "ap50",
-    gains: Mapping[Pair, tuple[float, float]] | None = None,
+    gains: Mapping[Pair, Gain] | None = None,
+    shares: Mapping[str, tuple[float, float]] | None = None,
+    alike: bool = False,
 ) -> GapTable:
     """Compare every adapted or calibrated run that was tested on its target with its twins.
 
     Args:
         matrix: the means over seeds.
         metric: a score of which more is better.
-        gains: paired intervals of the gain, where there are any (see `report.intervals`).
+        gains: intervals and tests of the gain, where there are any (see `report.gains`).
+        shares: intervals of the ratio of means by method, where there are any.
+        alike: compare adapted runs with the twin of the same calibration: what adaptation adds to
+            it. By default the twin is not calibrated wherever there is such a run.
     """
     gaps = []
     notes: dict[str, None] = {}
     for row in matrix.rows:
-        reference = matrix.reference(row.method)
-        if row.metric != metric or row.source == row.test or row.target not in ("", row.test):
+        reference = matrix.twin(row.method) if alike else matrix.reference(row.method)
+        if row.metric != metric or row.test in devices_of(row.source):
+            continue
+        if row.target not in ("", row.test) or (alike and not row.target):
             continue
         if row.method not in matrix.compared or row.method == reference:
             continue
@@ -138,7 +172,6 @@ def gap_closed(
         closed = None
         if reason is None and fair is not None and oracle is not None:
             closed = (row.value - fair.value) / (oracle.value - fair.value)
-        low, high = (gains or {}).get((row.method, row.source, row.test), (None, None))
         gaps.append(
             Gap(
                 row.method,
@@ -149,18 +182,20 @@ def gap_closed(
                 oracle.value if oracle else None,
                 closed,
                 reason,
-                low,
-                high,
+                (gains or {}).get((row.method, row.source, row.test)),
             )
         )
     methods = dict.fromkeys(g.method for g in gaps)
     summaries = tuple(
-        _summary(m, [g for g in gaps if g.method == m], m in matrix.unfair) for m in methods
+        _summary(m, [g for g in gaps if g.method == m], m in matrix.unfair, (shares or {}).get(m))
+        for m in methods
     )
     return GapTable(metric, tuple(gaps), summaries, tuple(notes))
 
 
-def _summary(method: str, gaps: list[Gap], unfair: bool) -> GapSummary:
+def _summary(
+    method: str, gaps: list[Gap], unfair: bool, share: tuple[float, float] | None
+) -> GapSummary:
     gains = [g.gain for g in gaps if g.gain is not None]
     ratios = [g.closed for g in gaps if g.closed is not None]
     whole = [(g.adapted, g.fair, g.oracle) for g in gaps]
@@ -183,6 +218,9 @@ def _summary(method: str, gaps: list[Gap], unfair: bool) -> GapSummary:
         mean_gain=sum(gains) / len(gains) if gains else None,
         compared=len(gains),
         negative=sum(gain < 0 for gain in gains),
+        harmed=sum(gap.harmed for gap in gaps),
         worst=min(gaps, key=lambda g: g.adapted),
         reason=reason,
+        share_low=share[0] if share is not None and reason is None else None,
+        share_high=share[1] if share is not None and reason is None else None,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from da_leukemia.report.gap import GapSummary, GapTable
-from da_leukemia.sweep.matrix import FAIR, Matrix
+from da_leukemia.sweep.matrix import Matrix
+from da_leukemia.sweep.plan import FAIR
 
 METRIC_NAMES = {
     "ap50": "AP50",

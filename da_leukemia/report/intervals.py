@@ -7,14 +7,11 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from da_leukemia.labels import LABEL_SPACES
-from da_leukemia.report.gap import Pair
-from da_leukemia.sweep.matrix import FAIR, Result
-from da_leukemia.sweep.plan import calibration_of
+from da_leukemia.sweep.matrix import Result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,22 +47,6 @@ class _Together:
             parts = [table.statistic(weights) for table in self.tables]
             self._known[key] = {k: v for part in parts for k, v in part.items()}
         return self._known[key]
-
-
-@dataclass
-class _Difference:
-    """Scores of one table minus those of another, on the same resample of the same fields."""
-
-    table: Resamplable
-    twin: Resamplable
-
-    @property
-    def groups(self) -> Sequence[str]:
-        return self.table.groups
-
-    def statistic(self, weights: NDArray[Any]) -> dict[str, float]:
-        twin = self.twin.statistic(weights)
-        return {k: v - twin[k] for k, v in self.table.statistic(weights).items() if k in twin}
 
 
 @dataclass
@@ -105,46 +86,8 @@ class Bootstrap:
         if not results or None in paths:
             return {}
         found = [p for p in paths if p is not None]
-        key = self._key("cell", found, results[0])
-        return self._lookup(key, lambda: self._draw(results, found, test))
-
-    def gains(self, results: Sequence[Result], metric: str) -> dict[Pair, tuple[float, float]]:
-        """Return the paired interval of adapted - fair source-only by pair, for one AP metric.
-
-        Both are scored on the same drawn patients, and the seeds are drawn in pairs, so what
-        makes a patient hard for every detector does not widen the interval.
-        """
-        by_run = {r.run: r for r in results}
-        fair = {run.method for run in by_run if run.method == FAIR}
-        seeds: dict[tuple[str, str, str], set[int]] = {}
-        for run in by_run:
-            seeds.setdefault(run[:3], set()).add(run.seed)
-        pairs: dict[Pair, list[tuple[Result, Result]]] = {}
-        for run in sorted(by_run):
-            calibration = calibration_of(run.method)
-            reference = FAIR if fair else FAIR + calibration
-            twin = by_run.get(run._replace(method=reference, target=""))
-            if twin is None or run == twin.run or not (run.target or calibration):
-                continue
-            if seeds[run[:3]] != seeds[reference, run.source, ""]:
-                continue  # the means compared elsewhere would be over other seeds
-            both = by_run[run].content["tests"].keys() & twin.content["tests"].keys()
-            for test in {run.target} if run.target else both:
-                if test in both and test != run.source:
-                    pairs.setdefault((run.method, run.source, test), []).append((by_run[run], twin))
-        gains = {}
-        for pair, both in pairs.items():
-            test = pair[2]
-            mine, theirs = ([b[i].records(test) for b in both] for i in (0, 1))
-            paths = [p for p in (*mine, *theirs) if p is not None]
-            if len(paths) < 2 * len(both):
-                continue
-            key = self._key("gain", paths, both[0][0])
-            draw = partial(self._draw_gain, both, paths, test)
-            bounds = self._lookup(key, draw)
-            if metric in bounds:
-                gains[pair] = bounds[metric]
-        return gains
+        key = self.key("cell", found, results[0])
+        return self.lookup(key, lambda: self._draw(results, found, test))
 
     def save(self) -> None:
         """Keep what this report used, and forget what it did not."""
@@ -153,7 +96,8 @@ class Bootstrap:
             part.write_text(json.dumps(self._used, sort_keys=True, indent=0), encoding="utf-8")
             part.replace(self.cache)
 
-    def _key(self, what: str, paths: Sequence[Path], result: Result) -> str:
+    def key(self, what: str, paths: Sequence[Path], result: Result) -> str:
+        """Return what a drawn number is kept under: it depends on nothing but these records."""
         for path in paths:
             if path not in self._digests:
                 self._digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -161,32 +105,26 @@ class Bootstrap:
         parts += [self._digests[p] for p in paths]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
-    def _lookup(self, key: str, draw: Callable[[], Bounds]) -> Bounds:
+    def lookup(self, key: str, draw: Callable[[], Bounds]) -> Bounds:
+        """Return what is kept under a key, drawn now where it is not."""
         if key not in self._known:
             self._known[key] = draw()
         self._used[key] = self._known[key]
         return self._known[key]
 
     def _draw(self, results: Sequence[Result], paths: Sequence[Path], test: str) -> Bounds:
-        tables = [_table(p, r, test, True) for p, r in zip(paths, results, strict=True)]
+        tables = [table_of(p, r, test, True) for p, r in zip(paths, results, strict=True)]
         means = {}
         for metric in ("ap50", "attribute_f1"):
             values = [r.metrics(test).get(metric) for r in results]
             if None not in values:
                 means[metric] = math.fsum(v for v in values if v is not None) / len(values)
-        return self._resample(tables, means)
+        return self.resample(tables, means)
 
-    def _draw_gain(
-        self, both: Sequence[tuple[Result, Result]], paths: Sequence[Path], test: str
-    ) -> Bounds:
-        results = [mine for mine, _ in both] + [twin for _, twin in both]
-        tables = [_table(p, r, test, False) for p, r in zip(paths, results, strict=True)]
-        pairs = zip(tables[: len(both)], tables[len(both) :], strict=True)
-        return self._resample([_Difference(mine, twin) for mine, twin in pairs])
-
-    def _resample(
+    def resample(
         self, tables: Sequence[Resamplable], means: Mapping[str, float] | None = None
     ) -> Bounds:
+        """Return the intervals; none where the scores do not agree with those of the results."""
         from da_leukemia.evaluation.bootstrap import hierarchical_interval
 
         groups = list(tables[0].groups)
@@ -203,15 +141,20 @@ class Bootstrap:
         }
 
 
-def _table(path: Path, result: Result, test: str, attributes: bool) -> Resamplable:
+def labelled_in(result: Result, test: str) -> list[int]:
+    """Return the classes that a device labels."""
+    classes = list(result.content["classes"])
+    return [classes.index(name) for name in result.metrics(test)["per_class"]]
+
+
+def table_of(path: Path, result: Result, test: str, attributes: bool) -> Resamplable:
+    """Return the records of one result as a table that can be resampled."""
     from da_leukemia.evaluation.attributes import AttributeTable
     from da_leukemia.evaluation.detection import MatchTable
     from da_leukemia.evaluation.records import load_records
 
     records = load_records(path)
-    classes = list(result.content["classes"])
-    labelled = [classes.index(name) for name in result.metrics(test)["per_class"]]
-    tables: list[Resamplable] = [MatchTable.build(records, labelled)]
+    tables: list[Resamplable] = [MatchTable.build(records, labelled_in(result, test))]
     space = LABEL_SPACES.get(str(result.content.get("label_space"))) if attributes else None
     if space is not None and (table := AttributeTable.build(records, space)) is not None:
         tables.append(table)

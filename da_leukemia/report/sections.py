@@ -9,7 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from da_leukemia.calibration.record import Calibration, Quantity
+from da_leukemia.config import devices_of
 from da_leukemia.report.contents import Contents
+from da_leukemia.report.gap import GapTable
 from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.markup import breakable, escape, table
 from da_leukemia.report.samples import MIN_SCORE, Finding, Sample, choose, draw
@@ -31,22 +33,36 @@ def gap_section(contents: Contents) -> str:
     gap = contents.gap
     if not gap.gaps:
         return ""
-    order = [s.method for s in gap.summaries]
-    best = order.index(gap.best.method) if gap.best is not None else -1
     told = "".join(f"<li>{escape(reason)}</li>" for reason in refusals(gap))
-    pairs = table(GAP_HEADER, [gap_cells(g) for g in gap.gaps], words=3)
-    opened = " open" if len(gap.gaps) <= 12 else ""
-    return (
+    parts = [
         "<p>Gap closed = (score - fair source-only) / (oracle - fair source-only). Fair "
         "source-only has the same steps, augmentation and averaging of weights and saw no image "
         "of the tested device; adapted and calibrated runs saw unlabelled ones; the oracle is the "
         "same recipe trained on the tested device's own labels. The ratio of means is the one to "
-        "quote.</p>"
-        + table(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries], words=1, best=best)
+        "quote; in brackets 95 % intervals.</p>",
+        _gap_tables(gap),
+        f"<p>Not given:</p><ul class='said'>{told}</ul>" if told else "",
+    ]
+    if contents.added is not None:
+        parts += [
+            "<h3>What adaptation adds to the calibration</h3>",
+            "<p>The same against twins of the same calibration.</p>",
+            _gap_tables(contents.added),
+        ]
+    return "".join(parts)
+
+
+def _gap_tables(gap: GapTable) -> str:
+    order = [s.method for s in gap.summaries]
+    best = order.index(gap.best.method) if gap.best is not None else -1
+    pairs = table(GAP_HEADER, [gap_cells(g) for g in gap.gaps], words=3)
+    opened = " open" if len(gap.gaps) <= 12 else ""
+    return (
+        table(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries], words=1, best=best)
         + f"<details{opened}><summary>Every pair</summary>{pairs}"
-        "<p class='soft'>In brackets behind a gain: its 95 % interval, fair and adapted run "
-        "scored on the same resampled patients or fields.</p></details>"
-        + (f"<p>Not given:</p><ul class='said'>{told}</ul>" if told else "")
+        "<p class='soft'>Behind a gain: its 95 % interval, fair and adapted run scored on the same "
+        "resampled patients or fields. p: a paired randomization test over patients, adjusted for "
+        "all pairs of the table (Holm).</p></details>"
     )
 
 
@@ -130,7 +146,9 @@ def _breakdown(
                 truths.setdefault(name, {})[test] = int(entry.get("truths") or 0)
                 if entry.get(key) is not None:
                     place = values.setdefault(name, {})
-                    place.setdefault((run.method, run.source == test), []).append(entry[key])
+                    place.setdefault((run.method, test in devices_of(run.source)), []).append(
+                        entry[key]
+                    )
     columns = [(reference, True)] if reference else []
     columns += [(method, False) for method in contents.matrix.methods]
     header = [what, "cells", *(f"{m}, {'same' if s else 'other'}" for m, s in columns)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
-from da_leukemia.sweep.matrix import FAIR, Matrix, Row, View
-from da_leukemia.sweep.plan import calibration_of
+from da_leukemia.sweep.matrix import Matrix, Row, View
+from da_leukemia.sweep.plan import FAIR, calibration_of
 
 WIDEST = 110
 """Columns of a terminal table before its devices are numbered."""
@@ -23,8 +24,7 @@ def _sentence(text: str) -> str:
 
 def caption(view: View) -> str:
     """Say how a view is read."""
-    twin = FAIR + calibration_of(view.method)
-    own = f"; in brackets: {twin}" if view.borrowed else ""
+    own = f"; in brackets: {view.lender}" if view.borrowed else ""
     return f"{view.method} ({knowledge(view)}{own})"
 
 
@@ -112,6 +112,11 @@ def markdown(contents: Contents) -> str:
         lines += _markdown_rows(GAP_HEADER, [gap_cells(g) for g in gap.gaps])
         lines += ["", *_markdown_rows(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries])]
         lines += ["", *[f"- {reason}" for reason in refusals(gap)]]
+    if contents.added is not None:
+        lines += ["", "## What adaptation adds to the calibration", ""]
+        lines += _markdown_rows(GAP_HEADER, [gap_cells(g) for g in contents.added.gaps])
+        rows = [summary_cells(s) for s in contents.added.summaries]
+        lines += ["", *_markdown_rows(SUMMARY_HEADER, rows)]
     if contents.missing:
         lines += ["", "## Missing", "", *[f"- {m.run} (job {m.job})" for m in contents.missing]]
     return "\n".join(lines).rstrip() + "\n"
@@ -128,7 +133,7 @@ def missing_sentence(contents: Contents) -> str | None:
 
 GAP_HEADER = (
     *("method", "trained on", "tested on", "fair source-only", "score", "oracle"),
-    *("gain", "gap closed"),
+    *("gain", "p", "gap closed"),
 )
 SUMMARY_HEADER = (
     *("method", "pairs", "gap closed (ratio of means)", "gap closed (mean of ratios)"),
@@ -139,11 +144,13 @@ SUMMARY_HEADER = (
 def gap_cells(gap: Gap) -> list[str]:
     """Return a pair's cells under `GAP_HEADER`."""
     gain = score(gap.gain, signed=True)
-    if gap.gain_low is not None and gap.gain_high is not None:
-        gain += f" [{gap.gain_low:+.3f}, {gap.gain_high:+.3f}]"
+    p = DASH
+    if gap.paired is not None:
+        gain += f" [{gap.paired.low:+.3f}, {gap.paired.high:+.3f}]"
+        p = f"{gap.paired.p:.3f}" if math.isfinite(gap.paired.p) else DASH
     return [
         *(gap.method, gap.source, gap.target, score(gap.fair), score(gap.adapted)),
-        *(score(gap.oracle), gain, percent(gap.closed)),
+        *(score(gap.oracle), gain, p, percent(gap.closed)),
     ]
 
 
@@ -155,12 +162,19 @@ def summary_cells(summary: GapSummary) -> list[str]:
         str(
             summary.pairs if summary.whole == summary.pairs else f"{summary.whole}/{summary.pairs}"
         ),
-        percent(summary.ratio_of_means),
+        _share(summary),
         percent(summary.mean_of_ratios),
         score(summary.mean_gain, signed=True),
-        f"{summary.negative} of {summary.compared}",
+        f"{summary.negative} of {summary.compared} ({summary.harmed} significant)",
         f"{worst.source} to {worst.target}: {score(worst.adapted)}",
     ]
+
+
+def _share(summary: GapSummary) -> str:
+    if summary.share_low is None or summary.share_high is None:
+        return percent(summary.ratio_of_means)
+    low, high = percent(summary.share_low), percent(summary.share_high)
+    return f"{percent(summary.ratio_of_means)} [{low}, {high}]"
 
 
 def refusals(gap: GapTable) -> list[str]:

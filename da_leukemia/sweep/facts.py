@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from da_leukemia.calibration.record import Calibration
-from da_leukemia.config import Data, Job
+from da_leukemia.config import Data, Job, devices_of
 from da_leukemia.data.devices import Progress, measure_devices
 from da_leukemia.data.experiment import read_experiment_data
-from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.few import few_labelled
+from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.splits import Split
 
 TRAINED_ON = "trained_on.json"
@@ -45,17 +46,23 @@ class Facts:
 
     def trained_on(self, job: Job) -> dict[str, Any]:
         """Return what a job learns from, for its result."""
-        train = self.split.select(self.indexes[job.source], "train")
+        seen = list(devices_of(job.source))
+        train = [f for name in seen for f in self.split.select(self.indexes[name], "train")]
+        prints = [self._print(name, "train", labels=True) for name in seen]
         facts: dict[str, Any] = {
-            "fingerprint": self._print(job.source, "train", labels=True),
+            "fingerprint": prints[0] if len(prints) == 1 else _hash(" ".join(prints)),
             "train_fields": len(train),
-            "train_boxes": sum(len(f.labels) for f in train.fields),
+            "train_boxes": sum(len(f.labels) for f in train),
         }
-        seen = [job.source]
         if job.target is not None:
             facts["target_fingerprint"] = self._print(job.target, "train", labels=False)
             facts["target_images"] = len(self.split.select(self.indexes[job.target], "train"))
             seen.append(job.target)
+            if job.method.target_labels:
+                few = few_labelled(
+                    self.indexes[job.target], self.split, job.method.target_labels, job.seed
+                )
+                facts["few_labelled"] = fingerprint(few)
         if job.data.calibration.used:
             told = {name: self.devices[name].to_dict() for name in seen}
             facts["calibration"] = json.loads(json.dumps(told))
@@ -66,8 +73,7 @@ class Facts:
         found = self._print(device, "test", labels=True)
         if not job.data.calibration.used:
             return found
-        told = f"{found} {json.dumps(self.devices[device].to_dict())}"
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        return _hash(f"{found} {json.dumps(self.devices[device].to_dict())}")
 
     def _print(self, device: str, part: str, labels: bool) -> str:
         key = (device, part, labels)
@@ -91,18 +97,22 @@ def read_facts(data: Data, progress: Progress | None = None) -> Facts:
     return Facts(indexes, split, measure_devices(data, indexes, split, progress))
 
 
-def fingerprint(index: FieldIndex, labels: bool = True) -> str:
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(fields: Iterable[FieldOfView], labels: bool = True) -> str:
     """Hash the names, image sizes and labels of fields, in an order of their own.
 
     Of an image its length in bytes counts: reading all of them would take minutes, and times of
     change do not survive a copy.
 
     Args:
-        index: the fields.
+        fields: the fields.
         labels: False for fields of which only the images are used.
     """
     digest = hashlib.sha256()
-    for field in sorted(index.fields, key=lambda f: f.key):
+    for field in sorted(fields, key=lambda f: f.key):
         told = (field.key, field.width, field.height, _bytes(field.image))
         digest.update(repr(told).encode("utf-8", "surrogateescape"))
         if labels:

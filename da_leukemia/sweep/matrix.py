@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from da_leukemia.config import devices_of
 from da_leukemia.errors import UserError
-from da_leukemia.sweep.plan import calibration_of
+from da_leukemia.sweep.plan import FAIR, PLAIN, calibration_of, reference_of, uncalibrated
 
 COLUMNS = (
     *("method", "source", "target", "test", "metric"),
@@ -27,8 +28,6 @@ METRICS = (
     *("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end"),
     *("attribute_balanced_accuracy", "ece"),
 )
-FAIR = "fair_source_only"
-PLAIN = "source_only"
 DIGITS = 6
 """Decimals of every number in the matrix, so that a CSV read back is the same matrix."""
 
@@ -100,7 +99,8 @@ class View:
         sources: devices trained on, the rows.
         tests: devices tested on, the columns.
         cells: ``(source, test)`` -> row; a pair without a run is absent.
-        borrowed: cells that belong to the fair source-only twin. An adapted method has no run of
+        lender: the fair source-only twin.
+        borrowed: cells that belong to it. An adapted method has no run of
             its own on the diagonal: there is nothing to adapt to.
     """
 
@@ -111,10 +111,11 @@ class View:
     tests: tuple[str, ...]
     cells: Mapping[tuple[str, str], Row]
     borrowed: frozenset[tuple[str, str]]
+    lender: str = FAIR
 
     def mean(self, same: bool) -> float | None:
         """Mean over the diagonal (``same``) or over all other cells; None where there is none."""
-        values = [row.value for (s, t), row in self.cells.items() if (s == t) is same]
+        values = [row.value for (s, t), row in self.cells.items() if (t in devices_of(s)) is same]
         return sum(values) / len(values) if values else None
 
 
@@ -163,7 +164,12 @@ class Matrix:
         Without calibration wherever there is such a run, so that a share of the gap is the share
         won by everything that was done.
         """
-        return FAIR if FAIR in self.methods else FAIR + calibration_of(method)
+        twin = self.twin(method)
+        return uncalibrated(twin) if uncalibrated(twin) in self.methods else twin
+
+    def twin(self, method: str) -> str:
+        """Return the fair source-only method of the same calibration."""
+        return reference_of(method, self.methods)
 
     def cell(self, method: str, source: str, target: str, test: str, metric: str) -> Row | None:
         """Return one row, None where there is none."""
@@ -180,12 +186,13 @@ class Matrix:
         for source in sources:
             for test in tests:
                 found = self.cell(method, source, test if adapted else "", test, metric)
-                if found is None and adapted and source == test:
-                    found = self.cell(FAIR + calibration_of(method), source, "", test, metric)
+                if found is None and adapted and test in devices_of(source):
+                    found = self.cell(self.twin(method), source, "", test, metric)
                     borrowed.add((source, test))
                 if found is not None:
                     cells[source, test] = found
-        return View(method, metric, adapted, sources, tests, cells, frozenset(borrowed))
+        lender = self.twin(method)
+        return View(method, metric, adapted, sources, tests, cells, frozenset(borrowed), lender)
 
 
 IntervalsOf = Callable[[Sequence[Result], str], Mapping[str, tuple[float, float]]]
@@ -277,22 +284,26 @@ def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
             if k not in ("threads", "workers", "accelerator", "precision", "compile")
         },
         "data": {k: data.get(k) for k in ("image_size", "label_space", "split") if k in data},
-        "method": {k: v for k, v in config.get("method", {}).items() if k != "components"},
+        "method": {
+            k: v for k, v in config.get("method", {}).items() if k in ("augmentation", "ema")
+        },
     }
     return {f"{name}.{key}": v for name, inner in sections.items() for key, v in inner.items()}
 
 
 def _unfair(by_run: Mapping[Run, Result]) -> dict[str, str]:
     unfair: dict[str, str] = {}
+    methods = {run.method for run in by_run}
     for run, result in sorted(by_run.items()):
-        twin = by_run.get(Run(FAIR + calibration_of(run.method), run.source, "", run.seed))
+        reference = reference_of(run.method, methods)
+        twin = by_run.get(Run(reference, run.source, "", run.seed))
         if not run.target or twin is None or run.method in unfair:
             continue
         mine, theirs = (_recipe(r.content.get("config") or {}) for r in (result, twin))
         differing = sorted(k for k in mine.keys() & theirs.keys() if mine[k] != theirs[k])
         if differing:
             unfair[run.method] = "; ".join(
-                f"{k} is {mine[k]}, in {FAIR} {theirs[k]}" for k in differing[:3]
+                f"{k} is {mine[k]}, in {reference} {theirs[k]}" for k in differing[:3]
             )
     return unfair
 

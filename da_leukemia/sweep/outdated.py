@@ -68,6 +68,8 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], job: Job) -> s
             f"images of {job.target} (then {before.get('target_images')}, now "
             f"{now.get('target_images')})"
         )
+    if before.get("few_labelled") != now.get("few_labelled"):
+        said.append(f"the labelled fields of {job.target}")
     if before.get("calibration") != now.get("calibration"):
         said.append("calibration")
     return ", ".join(said)

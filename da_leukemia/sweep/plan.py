@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
 from da_leukemia.config import (
@@ -15,8 +15,16 @@ from da_leukemia.config import (
     Job,
     active_components,
     complete,
+    devices_of,
 )
 from da_leukemia.errors import ConfigError
+
+PLAIN = "source_only"
+FAIR = "fair_source_only"
+"""Nothing of the target, with the steps, augmentation and EMA of the adapted methods."""
+
+TWIN_MARK = ":"
+"""Between `FAIR` and the method it is the twin of, where that has a recipe of its own."""
 
 CALIBRATION_MARK = "+"
 """Between a method and what calibration it was run with, as the matrix calls both."""
@@ -39,9 +47,45 @@ def calibration_of(method: str) -> str:
     return mark + used
 
 
+def reference_of(method: str, methods: Collection[str]) -> str:
+    """Return the source-only run that a method is measured against, with its calibration.
+
+    Args:
+        method: as the matrix calls it.
+        methods: all that are there.
+    """
+    base, calibration = uncalibrated(method), calibration_of(method)
+    own = f"{FAIR}{TWIN_MARK}{base}{calibration}"
+    return own if own in methods else f"{FAIR}{calibration}"
+
+
+def uncalibrated(method: str) -> str:
+    """Return a method's name without what `calibrated_name` put behind it."""
+    return method.partition(CALIBRATION_MARK)[0]
+
+
 def needs_target(method: Method) -> bool:
-    """Return whether a method adapts to a device, i.e. has an active component that looks at it."""
-    return any(COMPONENTS[c["name"]].targeted for c in active_components(method))
+    """Return whether a method adapts to a device: it looks at it, or learns from its labels."""
+    return method.target_labels > 0 or any(
+        COMPONENTS[c["name"]].targeted for c in active_components(method)
+    )
+
+
+def fair_twin(name: str, method: Method, fair: Method) -> tuple[str, Method]:
+    """Return an adapted method without its target: what it has to beat, and what that is called.
+
+    Args:
+        name: of the method.
+        method: what adapts.
+        fair: the experiment's fair source-only method; the twin itself where it has the same
+            recipe.
+    """
+    kept = [c for c in active_components(method) if not COMPONENTS[c["name"]].targeted]
+    twin = Method(method.augmentation, method.ema, components=kept)
+    recipe = (fair.augmentation, fair.ema, active_components(fair))
+    if recipe == (twin.augmentation, twin.ema, kept):
+        return FAIR, fair
+    return f"{FAIR}{TWIN_MARK}{name}", twin
 
 
 def make_plan(experiment: Experiment) -> list[Job]:
@@ -52,6 +96,11 @@ def make_plan(experiment: Experiment) -> list[Job]:
     of ``experiment.calibration``. Each job is tested on all ``experiment.tests``. Two methods with
     the same content give two entries with one hash (see `unique`): one training, two rows.
 
+    Adapted methods bring the ``experiment.twins`` they are compared with: ``fair`` is the same
+    recipe without the target, ``oracle`` that recipe trained on the tested targets themselves,
+    ``plain`` source-only without EMA and strong augmentation, not calibrated where the axis has
+    such runs.
+
     Raises:
         ConfigError: an unknown name, or a method for which no job is left.
     """
@@ -61,40 +110,71 @@ def make_plan(experiment: Experiment) -> list[Job]:
         list(dict.fromkeys(names or ()))
         for names in (experiment.sources, experiment.targets, experiment.tests)
     )
-    seeds = list(dict.fromkeys(experiment.seeds))
+    axis = calibrations(experiment)
     methods = {name: experiment.adaptations[name] for name in experiment.methods}
+    adapted = {name: method for name, method in methods.items() if needs_target(method)}
     problems = []
     if not sources:
         problems.append("sources: no device has labels to learn from")
     if not tests:
         problems.append("tests: empty; name at least one device")
-    jobs = []
-    for adapted in (False, True):
-        for name, method in methods.items():
-            if needs_target(method) != adapted:
-                continue
-            pairs = [
-                (source, target)
-                for source in sources
-                for target in (targets if adapted else [None])
-                if target != source
-            ]
-            if sources and not pairs:
-                problems.append(
-                    f"methods: {name!r} adapts to a device, but targets {targets} leave none "
-                    f"besides the source"
-                )
-            jobs += [
-                _job(experiment, name, source, target, seed, tests, calibration)
-                for calibration in calibrations(experiment)
-                for source, target in pairs
-                for seed in seeds
-            ]
+    if not methods:
+        problems.append("methods: empty; name at least one")
+    for name, method in adapted.items():
+        problems += _few_shot_problems(experiment, name, method, targets)
+        if sources and all(t in devices_of(s) for s in sources for t in targets):
+            problems.append(
+                f"methods: {name!r} adapts to a device, but targets {targets} leave none "
+                f"besides the source"
+            )
     if problems:
         raise ConfigError(problems)
-    if not jobs:
-        raise ConfigError("methods: empty; name at least one")
-    return jobs
+    rows: list[tuple[str, Method, str, str | None, list[Calibration]]] = []
+    fair = methods.get(FAIR, experiment.adaptations.get(FAIR, Method()))
+    references = dict(fair_twin(name, method, fair) for name, method in adapted.items())
+    oracles = [
+        t
+        for t in targets
+        if t in tests and t not in sources and experiment.data.domains[t].labels == "all"
+    ]
+    alone = {name: method for name, method in methods.items() if name not in adapted}
+    if adapted and "plain" in experiment.twins and PLAIN not in alone:
+        plain = experiment.adaptations.get(PLAIN, Method("weak", ema=False))
+        bare = [c for c in axis if not c.used] or axis
+        rows += [(PLAIN, plain, source, None, bare) for source in sources]
+    if "fair" in experiment.twins:
+        alone |= references
+    for name, method in alone.items():
+        rows += [(name, method, source, None, axis) for source in sources]
+    if "oracle" in experiment.twins:
+        for name, method in references.items():
+            rows += [(name, method, target, None, axis) for target in oracles]
+    for name, method in adapted.items():
+        rows += [
+            (name, method, source, target, axis)
+            for source in sources
+            for target in targets
+            if target not in devices_of(source)
+        ]
+    return [
+        _job(experiment, name, method, source, target, seed, tests, calibration)
+        for name, method, source, target, chosen in rows
+        for calibration in chosen
+        for seed in dict.fromkeys(experiment.seeds)
+    ]
+
+
+def _few_shot_problems(
+    experiment: Experiment, name: str, method: Method, targets: Sequence[str]
+) -> list[str]:
+    if not method.target_labels:
+        return []
+    return [
+        f"methods: {name!r} learns from labelled fields of its target, but {target!r} has labels: "
+        f"{experiment.data.domains[target].labels}; take it out of `targets`"
+        for target in targets
+        if experiment.data.domains[target].labels != "all"
+    ]
 
 
 def calibrations(experiment: Experiment) -> list[Calibration]:
@@ -117,6 +197,7 @@ def calibrations(experiment: Experiment) -> list[Calibration]:
 def _job(
     experiment: Experiment,
     name: str,
+    method: Method,
     source: str,
     target: str | None,
     seed: int,
@@ -125,7 +206,7 @@ def _job(
 ) -> Job:
     return Job(
         method_name=calibrated_name(name, calibration.used),
-        method=experiment.adaptations[name],
+        method=method,
         source=source,
         target=target,
         seed=seed,

@@ -19,9 +19,10 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from da_leukemia.adaptation.build import build_components
-from da_leukemia.config import Job, Trainer, load_job
+from da_leukemia.config import Job, Trainer, devices_of, load_job
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
 from da_leukemia.data.dataset import FieldDataset
+from da_leukemia.data.few import few_labelled
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.images import Store, open_store
 from da_leukemia.data.preparation import Preparation, preparations
@@ -67,7 +68,7 @@ def run_job(folder: Path) -> None:
     prepared = preparations(job.data, facts.devices, job.source)
     store = open_store(job.data, list(facts.indexes.values()), prepared)
     fields = Fields(job, facts, prepared, store)
-    task = build_task(job, scaled=prepared[job.source].scaled)
+    task = build_task(job, scaled=any(prepared[d].scaled for d in devices_of(job.source)))
     tracker = None
     if job.tracking == "wandb":
         from da_leukemia.tracking.wandb_run import start_job
@@ -259,19 +260,22 @@ def _train(
     common: dict[str, Any] = {
         "split": fields.facts.split,
         "space": get_label_space(job.data.label_space),
-        "how": fields.prepared[job.source],
+        "how": fields.prepared,
         "trainer": job.trainer,
         "seed": job.seed,
         "store": fields.store,
     }
-    source = indexes[job.source]
+    source = [indexes[name] for name in devices_of(job.source)]
+    if job.target is not None and job.method.target_labels:
+        split, count = fields.facts.split, job.method.target_labels
+        common["few"] = few_labelled(indexes[job.target], split, count, job.seed)
+        common["few_share"] = job.method.target_share
     needs_target = job.target is not None and len(task.components) > 0
     data: DomainDataModule
     if needs_target and job.target is not None:
         data = AdaptationDataModule(
             source,
             target=indexes[job.target],
-            how_target=fields.prepared[job.target],
             **common,
         )
     else:
