@@ -140,6 +140,14 @@ class Component(nn.Module):
         del target, draw
         return source
 
+    def rework(self, images: Tensor, targets: Targets, draw: Draw) -> tuple[Tensor, Targets]:
+        """Return labelled images ``(B, 3, S, S)`` in 0..1 and their labels, changed together.
+
+        Called for every labelled batch, after `restyle` and before the strong view's photometry.
+        """
+        del draw
+        return images, targets
+
     def wants_target(self, progress: float) -> bool:
         """Whether the student must see the target's strong view now."""
         del progress

@@ -10,6 +10,7 @@ from da_leukemia.adaptation.adversarial import Adversarial, InstanceAdversarial
 from da_leukemia.adaptation.alignment import Coral, Mmd
 from da_leukemia.adaptation.appearance import Fourier, Histogram, Reinhard, StainJitter
 from da_leukemia.adaptation.base import Component
+from da_leukemia.adaptation.cut_paste import CutPaste
 from da_leukemia.adaptation.distillation import Distillation
 from da_leukemia.adaptation.masking import MaskedConsistency, Masking
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
@@ -40,6 +41,7 @@ _BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
     "masked_consistency": lambda x, d: MaskedConsistency(x, d.classes),
     "confmix": lambda x, d: ConfMix(x),
     "daca": lambda x, d: Daca(x),
+    "cut_paste": lambda x, d: CutPaste(x, d.classes),
     "adabn": lambda x, d: AdaBN(x),
     "tent": lambda x, d: Tent(x),
 }

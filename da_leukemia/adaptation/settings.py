@@ -402,6 +402,25 @@ class Tent:
     steps: int = 20
 
 
+@dataclass
+class CutPaste:
+    """Cells of rare types pasted into other labelled fields (class balancing, as in I2DA).
+
+    Attributes:
+        probability: share of the images that are given each of the cells; 0 removes the component.
+        cells: at most so many for an image; one that would stand on another cell is left out.
+        balance: a type that is n times rarer is drawn ``n ** balance`` times as often per cell: 0
+            draws cells alike, 1 draws types alike.
+    """
+
+    strength: ClassVar[str] = "probability"
+    targeted: ClassVar[bool] = False
+
+    probability: float = 0.5
+    cells: int = 2
+    balance: float = 1.0
+
+
 COMPONENTS: dict[str, Any] = {
     "adversarial": Adversarial,
     "fourier": Fourier,
@@ -414,6 +433,7 @@ COMPONENTS: dict[str, Any] = {
     "stain_jitter": StainJitter,
     "mean_teacher": MeanTeacher,
     "distillation": Distillation,
+    "cut_paste": CutPaste,
     "masking": Masking,
     "masked_consistency": MaskedConsistency,
     "confmix": ConfMix,

@@ -121,9 +121,11 @@ class DetectionTask(L.LightningModule):
             if weak_target is not None or component.restyles_alone:
                 style = images if weak_target is None else weak_target
                 images = component.restyle(images, style, own)
+        targets = warp_targets(source.targets, geometry, size)
+        for component in self._components:
+            images, targets = component.rework(images, targets, own)
         if self.strong:
             images = strong_photometry(images, self.augmentation, draw)
-        targets = warp_targets(source.targets, geometry, size)
 
         views = None
         extras: list[tuple[Component, Extra]] = []
