@@ -37,6 +37,7 @@ def eager(name):
 
 def off(method):
     method = copy.deepcopy(method)
+    method.source_free, method.learning_rate_factor = False, 1.0  # regimes, not components
     for given in method.components:
         given[COMPONENTS[given["name"]].strength] = 0.0
     return method

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,13 @@ class Views:
         return Taught(self.teacher, self.target_weak)
 
 
+class NoSource:
+    """In place of the source's outputs in a source-free step: asking for anything is an error."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"a source-free step has no source to take {name!r} from")
+
+
 @dataclass
 class StepContext:
     """One training step as the components see it. No target label can be reached from here.
@@ -72,8 +79,9 @@ class StepContext:
         teacher: its moving average, in evaluation mode; None where no component asked for it.
         progress: share of training done, 0..1.
         draw: random numbers of this step.
-        source: outputs on the source view the student learns from.
-        source_targets: labels of that view; the source's own, which every method may use.
+        source: outputs on the source view the student learns from; `NoSource` where there is none.
+        source_targets: labels of that view; the source's own, which every method may use. Without
+            a source there are none, but which classes it labels is known.
         target: outputs on the target's view; None where no component asked for it.
         target_weak: weak view of the target ``(B, 3, S, S)``, None for source-only.
         log: call with a name and a tensor to have it averaged and logged.

@@ -444,6 +444,10 @@ COMPONENTS: dict[str, Any] = {
 """Component name in a method's YAML -> its settings."""
 
 
+SOURCE_FREE = frozenset({"mean_teacher", "distillation", "masking", "adabn", "tent"})
+"""Components that ask for no image of the source."""
+
+
 @dataclass
 class Method:
     """What one row of the matrix does: a training recipe and a list of components.
@@ -453,6 +457,9 @@ class Method:
         ema: whether the exponential moving average of the weights is what is tested.
         target_labels: few-shot: this many labelled training fields of the target join the source.
         target_share: share of a training batch that is drawn from them.
+        source_free: start from the finished fair source-only run, or `detector.init_from`, and
+            learn from the target's images alone.
+        learning_rate_factor: of `trainer.learning_rate`, for methods that start from good weights.
         components: dictionaries with a ``name`` and that component's settings.
     """
 
@@ -460,4 +467,6 @@ class Method:
     ema: bool = True
     target_labels: int = 0
     target_share: float = 0.25
+    source_free: bool = False
+    learning_rate_factor: float = 1.0
     components: list[dict[str, Any]] = field(default_factory=list)

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from da_leukemia.adaptation.settings import COMPONENTS, Method
+from da_leukemia.adaptation.settings import COMPONENTS, SOURCE_FREE, Method
 from da_leukemia.config.schema import (
     CALIBRATIONS,
     SOURCES_MARK,
@@ -80,6 +80,13 @@ def check_method(name: str, method: Method) -> list[str]:
             f"adaptations.{name}.target_share: expected a share between 0 and 1, got "
             f"{method.target_share}"
         )
+    if method.learning_rate_factor <= 0:
+        found.append(
+            f"adaptations.{name}.learning_rate_factor: expected a number above 0, got "
+            f"{method.learning_rate_factor}"
+        )
+    if method.source_free:
+        found += _check_source_free(name, method)
     for position, settings in enumerate(method.components):
         where = f"adaptations.{name}.components[{position}]"
         kind = settings.get("name")
@@ -90,6 +97,32 @@ def check_method(name: str, method: Method) -> list[str]:
             continue
         given = {k: v for k, v in settings.items() if k != "name"}
         found += problems(COMPONENTS[str(kind)], given, f"{where}.")
+    return found
+
+
+def _check_source_free(name: str, method: Method) -> list[str]:
+    where = f"adaptations.{name}"
+    found = []
+    if method.target_labels:
+        found.append(f"{where}.target_labels: a source_free method learns from no label")
+    known = [given for given in method.components if given.get("name") in COMPONENTS]
+    kinds = [g["name"] for g in known if g.get(COMPONENTS[g["name"]].strength, 1) != 0]
+    found += [
+        f"{where}: {kind} needs images of the source, which a source_free method has not; it can "
+        f"have {', '.join(sorted(SOURCE_FREE))}"
+        for kind in kinds
+        if kind not in SOURCE_FREE
+    ]
+    if not {"mean_teacher", "distillation"} & set(kinds):
+        found.append(
+            f"{where}: a source_free method needs mean_teacher or distillation to learn from"
+        )
+    for given in known:
+        if given["name"] in ("mean_teacher", "distillation") and given.get("burn_in", 1) != 0:
+            found.append(
+                f"{where}: {given['name']}.burn_in: expected 0: a source_free method starts from a "
+                "trained detector"
+            )
     return found
 
 

@@ -222,6 +222,10 @@ def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
     """Leave out the regimes that are not used, as before there were any."""
     if not method["target_labels"]:
         del method["target_labels"], method["target_share"]
+    if not method["source_free"]:
+        del method["source_free"]
+    if method["learning_rate_factor"] == 1.0:
+        del method["learning_rate_factor"]
     return method
 
 

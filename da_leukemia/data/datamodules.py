@@ -146,7 +146,10 @@ class DomainDataModule(L.LightningDataModule):
 
 
 class AdaptationDataModule(DomainDataModule):
-    """A labelled source beside the training fields of a target, of which only images are given."""
+    """A labelled source beside the training fields of a target, of which only images are given.
+
+    With no source at all (an empty sequence), batches are of the target alone.
+    """
 
     def __init__(
         self,
@@ -171,4 +174,4 @@ class AdaptationDataModule(DomainDataModule):
         if not len(self.target):
             raise DataError(f"{self.target_domain}: no image to adapt to; see data.split")
         target = self._train_loader(self.target, [range(len(self.target))], False, 1)
-        return {**super().train_dataloader(), "target": target}
+        return {**(super().train_dataloader() if self.groups else {}), "target": target}

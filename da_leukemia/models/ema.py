@@ -11,6 +11,9 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
+_PAST_THE_RAMP = 10**9
+
+
 class MovingAverage(nn.Module, Generic[Network]):
     """A frozen copy in evaluation mode that follows a network.
 
@@ -31,6 +34,13 @@ class MovingAverage(nn.Module, Generic[Network]):
     def network(self) -> Network:
         """The averaged network."""
         return self.model
+
+    @torch.no_grad()
+    def start_from(self, network: nn.Module) -> None:
+        """Copy a trained network and skip the ramp: it is worth keeping from the first step."""
+        self.model.load_state_dict(network.state_dict())
+        self._count = _PAST_THE_RAMP
+        self.updates.fill_(_PAST_THE_RAMP)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode whatever the parent does."""

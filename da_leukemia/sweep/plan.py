@@ -88,6 +88,13 @@ def fair_twin(name: str, method: Method, fair: Method) -> tuple[str, Method]:
     return f"{FAIR}{TWIN_MARK}{name}", twin
 
 
+def source_model(job: Job) -> Job:
+    """Return the source-only job whose finished weights a source-free one starts from."""
+    method = Method(job.method.augmentation, job.method.ema)
+    name = calibrated_name(FAIR, job.data.calibration.used)
+    return dataclasses.replace(job, method=method, method_name=name, target=None)
+
+
 def make_plan(experiment: Experiment) -> list[Job]:
     """Lay out every entry of the matrix as a job, source-only ones first.
 

@@ -30,10 +30,12 @@ from da_leukemia.errors import DataError, UserError
 from da_leukemia.evaluation import evaluate
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
-from da_leukemia.models.factory import build_detector
+from da_leukemia.models.factory import build_detector, load_weights
 from da_leukemia.sweep import outdated
+from da_leukemia.sweep.attempt import Busy, attempt
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
-from da_leukemia.sweep.ledger import write_json
+from da_leukemia.sweep.ledger import job_folder, write_json
+from da_leukemia.sweep.plan import source_model
 from da_leukemia.sweep.provenance import device_name, versions
 from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.detection import DetectionTask
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from da_leukemia.tracking.wandb_run import TrackedRun
 
 RESULT_VERSION = 1
+
+_POLL = 2.0
+"""Seconds between looks at a run that another process trains."""
 
 
 def run_job(folder: Path) -> None:
@@ -68,7 +73,13 @@ def run_job(folder: Path) -> None:
     prepared = preparations(job.data, facts.devices, job.source)
     store = open_store(job.data, list(facts.indexes.values()), prepared)
     fields = Fields(job, facts, prepared, store)
-    task = build_task(job, scaled=any(prepared[d].scaled for d in devices_of(job.source)))
+    task = build_task(
+        job,
+        scaled=any(prepared[d].scaled for d in devices_of(job.source)),
+        source_classes=_labelled(*(facts.indexes[d] for d in devices_of(job.source))),
+    )
+    if job.method.source_free:
+        _start_from_source(job, task, folder)
     tracker = None
     if job.tracking == "wandb":
         from da_leukemia.tracking.wandb_run import start_job
@@ -222,12 +233,28 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
     }
 
 
-def build_task(job: Job, scaled: bool = False) -> DetectionTask:
+def _start_from_source(job: Job, task: DetectionTask, folder: Path) -> None:
+    """Give a source-free task the weights of its source-only run, which is trained if need be."""
+    if not job.detector.init_from:
+        start, sweep = source_model(job), folder.parent.parent
+        while True:
+            try:
+                attempt(sweep, start)
+                break
+            except Busy:  # another process trains it
+                time.sleep(_POLL)
+        load_weights(task.detector, job_folder(sweep, start.hash) / "checkpoints" / "last.ckpt")
+    if task.ema is not None:
+        task.ema.start_from(task.detector)
+
+
+def build_task(job: Job, scaled: bool = False, source_classes: Sequence[int] = ()) -> DetectionTask:
     """Build detector, components and task; the random weights depend on the seed only.
 
     Args:
         job: what to build it for.
         scaled: the source is seen at a common scale, so that sizes need to be varied less.
+        source_classes: classes that the source labels.
     """
     L.seed_everything(job.seed, verbose=False)
     if job.trainer.deterministic:
@@ -248,6 +275,8 @@ def build_task(job: Job, scaled: bool = False) -> DetectionTask:
         strong=job.method.augmentation == "strong",
         ema=job.method.ema,
         seed=job.seed,
+        source_classes=source_classes,
+        learning_rate_factor=job.method.learning_rate_factor,
     )
 
 
@@ -265,7 +294,7 @@ def _train(
         "seed": job.seed,
         "store": fields.store,
     }
-    source = [indexes[name] for name in devices_of(job.source)]
+    source = [indexes[name] for name in devices_of(job.source) if not job.method.source_free]
     if job.target is not None and job.method.target_labels:
         split, count = fields.facts.split, job.method.target_labels
         common["few"] = few_labelled(indexes[job.target], split, count, job.seed)
@@ -339,9 +368,9 @@ def _precision(trainer: Trainer) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def _labelled(index: FieldIndex) -> tuple[int, ...]:
-    """Classes that the device labels in any of its fields."""
-    return tuple(sorted({c for f in index.fields for c in f.labelled_classes}))
+def _labelled(*indexes: FieldIndex) -> tuple[int, ...]:
+    """Classes that devices label in any of their fields."""
+    return tuple(sorted({c for index in indexes for f in index for c in f.labelled_classes}))
 
 
 def predict_domain(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from da_leukemia.adaptation.base import Component, Extra, StepContext, Views
+from da_leukemia.adaptation.base import Component, Extra, NoSource, StepContext, Views
 from da_leukemia.config import Augmentation, Trainer
-from da_leukemia.data.batches import LabelledBatch, UnlabelledBatch
+from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.views import (
     Draw,
@@ -42,7 +42,8 @@ class DivergedError(UserError):
 class DetectionTask(L.LightningModule):
     """Trains a detector on a labelled source, with any list of adaptation components.
 
-    Batches are ``{"source": LabelledBatch}`` or ``{"source": ..., "target": UnlabelledBatch}``.
+    Batches are ``{"source": LabelledBatch}``, ``{"source": ..., "target": UnlabelledBatch}``, or
+    ``{"target": ...}`` for source-free adaptation.
 
     Args:
         detector: the network.
@@ -52,6 +53,8 @@ class DetectionTask(L.LightningModule):
         strong: learn from the strong view of the source (else from the weak one).
         ema: test the moving average of the weights (else the last ones).
         seed: of the views.
+        source_classes: classes that the source labels, needed where there is no source to ask.
+        learning_rate_factor: of the trainer's learning rate.
     """
 
     def __init__(
@@ -64,8 +67,12 @@ class DetectionTask(L.LightningModule):
         strong: bool = True,
         ema: bool = True,
         seed: int = 0,
+        source_classes: Sequence[int] = (),
+        learning_rate_factor: float = 1.0,
     ) -> None:
         super().__init__()
+        self.source_classes = tuple(source_classes)
+        self.learning_rate = trainer.learning_rate * learning_rate_factor
         self.detector = detector
         self.components = torch.nn.ModuleList(components)
         self.settings = trainer
@@ -100,6 +107,8 @@ class DetectionTask(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step: views, restyling, one forward pass over both devices, all losses."""
         del batch_idx
+        if "source" not in batch:
+            return self._source_free_step(batch["target"])
         step, device = self.global_step, self.device
         progress = min(1.0, step / max(1, self.settings.steps))
         source: LabelledBatch = batch["source"]
@@ -166,6 +175,44 @@ class DetectionTask(L.LightningModule):
             answered = [(component, extra, found) for (component, extra), found in asked]
             losses |= self._adaptation_losses(context, answered, losses)
 
+        return self._total(losses)
+
+    def _source_free_step(self, batch: UnlabelledBatch) -> Tensor:
+        """One step on the target alone: what its teacher says is all there is to learn."""
+        step = self.global_step
+        own = Draw(generator_for(self.seed, step, _COMPONENTS, self.device))
+        other = Draw(generator_for(self.seed, step, _TARGET, self.device))
+        _, weak, strong = self._views(batch, other, self.strong)
+        for component in self._components:
+            strong = component.disguise(strong, own)
+        (seen,) = self._forward([strong])
+        context = StepContext(
+            detector=self.detector,
+            teacher=self._teacher,
+            progress=min(1.0, step / max(1, self.settings.steps)),
+            draw=own,
+            source=cast(Outputs, NoSource()),
+            source_targets=self._no_targets(len(weak)),
+            target=seen,
+            target_weak=weak,
+            log=self._log_mean,
+        )
+        return self._total(self._adaptation_losses(context, [], {}))
+
+    def _no_targets(self, batch: int) -> Targets:
+        device, head = self.device, self.detector.attributes
+        attributes = len(head.sizes) if head is not None else 0
+        classes = torch.zeros(batch, self.detector.classes, dtype=torch.bool, device=device)
+        classes[:, list(self.source_classes)] = True
+        return Targets(
+            torch.zeros(batch, 1, 4, device=device),
+            torch.full((batch, 1), -1, device=device),
+            torch.full((batch, 1, attributes), -1, device=device),
+            torch.zeros(batch, 1, dtype=torch.bool, device=device),
+            classes,
+        )
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
         total = torch.stack(list(losses.values())).sum()
         self.log_dict(
             {f"train/{k}": v.detach() for k, v in losses.items()}, on_epoch=True, on_step=False
@@ -212,7 +259,7 @@ class DetectionTask(L.LightningModule):
                 losses[name] = losses[name] + value if name in losses else value
             if component.needs_teacher:
                 unsupervised += found.values()
-        if unsupervised:
+        if unsupervised and supervised:
             against = torch.stack(list(supervised.values())).sum().detach().clamp(min=1e-6)
             ratio = torch.stack(unsupervised).sum().detach() / against
             self._log_mean("health/unsupervised_ratio", ratio)
@@ -255,7 +302,7 @@ class DetectionTask(L.LightningModule):
         ]
         optimizer = torch.optim.AdamW(
             groups,
-            lr=settings.learning_rate,
+            lr=self.learning_rate,
             weight_decay=0.0,
         )
         warmup = max(1, round(settings.warmup * settings.steps))

@@ -1,0 +1,145 @@
+"""Source-free: from the finished source-only run, on the target's images alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from da_leukemia.adaptation.base import NoSource
+from da_leukemia.adaptation.settings import Method
+from da_leukemia.config import Data, Domain, Experiment, save_job
+from da_leukemia.errors import ConfigError
+from da_leukemia.sweep import ledger, worker
+from da_leukemia.sweep.plan import make_plan, source_model
+
+H, L = "H_100X_C2", "L_100X_C2"
+TEACHER = {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.011}
+FREE = Method(source_free=True, components=[TEACHER], learning_rate_factor=0.1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run_(job, sweep="sweep"):
+        folder = ledger.job_folder(tmp_path / sweep, job.hash)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_job(job, folder / "config.yaml")
+        worker.run_job(folder)
+        return folder
+
+    return run_
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def same(one, other):
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_starts_from_the_tested_weights_of_its_source_model(
+    make_job, run, tmp_path, monkeypatch
+):
+    job = make_job(FREE)
+    seen = {}
+    train = worker._train
+
+    def look(job, task, *rest):
+        if job.method.source_free:
+            seen["student"] = {k: v.clone() for k, v in task.detector.state_dict().items()}
+            seen["teacher"] = {k: v.clone() for k, v in task.ema.network.state_dict().items()}
+            seen["decay"] = task.ema.decay_at(task.ema._count)
+        return train(job, task, *rest)
+
+    monkeypatch.setattr(worker, "_train", look)
+    folder = run(job)
+    start = ledger.job_folder(tmp_path / "sweep", source_model(job).hash)
+    result, why = ledger.read_result(start, source_model(job).hash, job.tests)
+    assert result is not None, why
+    assert result["target"] is None
+    given = {k[10:]: v for k, v in weights(start).items() if k.startswith("ema.model.")}
+    for part in ("student", "teacher"):
+        assert all(torch.equal(v, seen[part][k]) for k, v in given.items())
+    assert seen["decay"] == job.trainer.ema
+    # And it learns something.
+    after = {k[9:]: v for k, v in weights(folder).items() if k.startswith("detector.")}
+    assert any(not torch.equal(v, seen["student"][k]) for k, v in after.items())
+
+
+def test_the_source_model_is_the_fair_twin_of_the_sweep(make_job):
+    assert source_model(make_job(FREE)).hash == make_job(Method(), target=None).hash
+
+
+def test_a_source_model_that_is_there_is_taken(make_job, run, monkeypatch):
+    job = make_job(FREE)
+    run(make_job(Method(), target=None))
+    fits = []
+    fit = worker.L.Trainer.fit
+    monkeypatch.setattr(
+        worker.L.Trainer, "fit", lambda self, *a, **k: (fits.append(1), fit(self, *a, **k))
+    )
+    run(job)
+    assert len(fits) == 1  # its own alone
+
+
+def test_no_image_of_the_source_is_opened_and_no_label_of_the_target_matters(
+    make_job, run, smears, tmp_path
+):
+    whole = run(make_job(FREE, tests=[L]), "whole")
+    root = tmp_path / "bare"
+    shutil.copytree(smears, root)
+    for path in (root / H).rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:64])  # its size can still be told, its pixels not
+    for path in (root / L / "json_labels").rglob("*.json"):
+        content = json.loads(path.read_text())
+        content["annotations"] = []
+        path.write_text(json.dumps(content))
+    for path in (root / L).rglob("*.txt"):
+        path.unlink()
+    job = make_job(FREE, tests=[L], data={"root": str(root)})
+    start = ledger.job_folder(tmp_path / "bare_sweep", source_model(job).hash)
+    shutil.copytree(ledger.job_folder(tmp_path / "whole", source_model(job).hash), start)
+    given = replace(
+        job, detector=replace(job.detector, init_from=str(start / "checkpoints/last.ckpt"))
+    )
+    assert same(whole, run(given, "bare_sweep"))
+
+
+def test_asking_for_the_source_is_an_error():
+    with pytest.raises(RuntimeError, match="no source to take 'features' from"):
+        _ = NoSource().features
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"components": [TEACHER, {"name": "adversarial"}]},
+            "adversarial needs images of the source",
+        ),
+        ({"components": [{"name": "adabn"}]}, "needs mean_teacher or distillation"),
+        ({"components": [{"name": "mean_teacher"}]}, "mean_teacher.burn_in: expected 0"),
+        ({"target_labels": 3}, "learns from no label"),
+        ({"learning_rate_factor": 0.0}, "learning_rate_factor: expected a number above 0"),
+    ],
+)
+def test_what_cannot_be_is_said(settings, said):
+    domains = {"scope": Domain(), "phone": Domain()}
+    made = Experiment(
+        data=Data(domains=domains),
+        methods=["free"],
+        adaptations={"free": replace(FREE, **settings)},
+    )
+    with pytest.raises(ConfigError, match=said):
+        make_plan(made)
+
+
+def test_the_learning_rate_is_a_share_of_the_trainers(make_job):
+    task = worker.build_task(make_job(FREE))
+    optimizer = task.configure_optimizers()["optimizer"]
+    assert optimizer.defaults["lr"] == pytest.approx(0.1 * make_job(FREE).trainer.learning_rate)
