@@ -14,7 +14,7 @@ from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Data, Domain, Experiment, save_job
 from da_leukemia.errors import ConfigError
 from da_leukemia.sweep import ledger, worker
-from da_leukemia.sweep.plan import make_plan, source_model
+from da_leukemia.sweep.plan import adapts_after_training, make_plan, source_model
 
 H, L = "H_100X_C2", "L_100X_C2"
 TEACHER = {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.011}
@@ -143,3 +143,43 @@ def test_the_learning_rate_is_a_share_of_the_trainers(make_job):
     task = worker.build_task(make_job(FREE))
     optimizer = task.configure_optimizers()["optimizer"]
     assert optimizer.defaults["lr"] == pytest.approx(0.1 * make_job(FREE).trainer.learning_rate)
+
+
+# --- what is done after training ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [["adabn"], ["stain_jitter", "adabn"]])
+def test_what_adapts_after_training_trains_nothing_of_its_own(make_job, run, monkeypatch, kinds):
+    components = [{"name": kind} for kind in kinds]
+    job = make_job(Method(components=components), tests=[H, L])
+    alone = make_job(
+        Method(components=[c for c in components if c["name"] != "adabn"]), target=None
+    )
+    assert adapts_after_training(job)
+    assert source_model(job).hash == alone.hash
+    # Trained on its own, it would be the same to the last bit.
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "adapts_after_training", lambda job: False)
+        own = run(job, "own")
+    taken = run(job, "taken")
+    assert same(own, taken)
+    results = [worker.read_result(folder)["tests"] for folder in (own, taken)]
+    assert results[0] == results[1]
+    steps = []
+    step = worker.DetectionTask.training_step
+    monkeypatch.setattr(
+        worker.DetectionTask, "training_step", lambda *a: (steps.append(1), step(*a))[1]
+    )
+    (taken / "result.json").unlink()
+    shutil.rmtree(taken / "checkpoints")
+    run(job, "taken")
+    assert not steps
+
+
+def test_what_learns_in_training_is_no_such_method(make_job):
+    both = Method(components=[{"name": "adabn"}, {"name": "adversarial"}])
+    few = Method(target_labels=2, components=[{"name": "adabn"}])
+    assert not adapts_after_training(make_job(both))
+    assert not adapts_after_training(make_job(few))
+    assert not adapts_after_training(make_job(FREE))
+    assert not adapts_after_training(make_job(Method(), target=None))

@@ -448,6 +448,10 @@ SOURCE_FREE = frozenset({"mean_teacher", "distillation", "masking", "adabn", "te
 """Components that ask for no image of the source."""
 
 
+AFTER_TRAINING = frozenset({"adabn", "tent"})
+"""Components that act on the finished network and change nothing before."""
+
+
 @dataclass
 class Method:
     """What one row of the matrix does: a training recipe and a list of components.

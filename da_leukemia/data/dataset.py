@@ -125,10 +125,13 @@ class FieldDataset(Dataset[int]):
         chosen = [self.windows[n] for n in numbers]
         return self._batch([i for i, _ in chosen], [(w.x, w.y) for _, w in chosen], numbers)
 
-    def searches(self, batch_size: int) -> Iterator[UnlabelledBatch]:
-        """Yield all windows once, in their order."""
-        for first in range(0, len(self.windows), batch_size):
-            yield self.searched(range(first, min(first + batch_size, len(self.windows))))
+    def searches(self, batch_size: int, shuffled: bool = False) -> Iterator[UnlabelledBatch]:
+        """Yield all windows once: in their order, or in a random one that is always the same."""
+        numbers = np.arange(len(self.windows))
+        if shuffled:
+            numbers = np.random.default_rng(0).permutation(numbers)
+        for first in range(0, len(numbers), batch_size):
+            yield self.searched(numbers[first : first + batch_size].tolist())
 
     def unlabelled(self, numbers: Sequence[int]) -> UnlabelledBatch:
         """Collate images alone."""

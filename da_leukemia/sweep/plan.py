@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 
-from da_leukemia.adaptation.settings import COMPONENTS, Method
+from da_leukemia.adaptation.settings import AFTER_TRAINING, COMPONENTS, Method
 from da_leukemia.config import (
     CALIBRATED,
     CALIBRATIONS,
@@ -89,10 +89,18 @@ def fair_twin(name: str, method: Method, fair: Method) -> tuple[str, Method]:
 
 
 def source_model(job: Job) -> Job:
-    """Return the source-only job whose finished weights a source-free one starts from."""
-    method = Method(job.method.augmentation, job.method.ema)
+    """Return the source-only job whose finished weights a job starts from, or tests."""
+    kept = [c for c in active_components(job.method) if not COMPONENTS[c["name"]].targeted]
+    method = Method(job.method.augmentation, job.method.ema, components=kept)
     name = calibrated_name(FAIR, job.data.calibration.used)
     return dataclasses.replace(job, method=method, method_name=name, target=None)
+
+
+def adapts_after_training(job: Job) -> bool:
+    """Return whether all that a job does with its target, it does to its finished source model."""
+    kinds = {c["name"] for c in active_components(job.method) if COMPONENTS[c["name"]].targeted}
+    learns = job.method.target_labels > 0 or job.method.source_free
+    return bool(kinds) and kinds <= AFTER_TRAINING and not learns
 
 
 def make_plan(experiment: Experiment) -> list[Job]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from da_leukemia.sweep import outdated
 from da_leukemia.sweep.attempt import Busy, attempt
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
 from da_leukemia.sweep.ledger import job_folder, write_json
-from da_leukemia.sweep.plan import source_model
+from da_leukemia.sweep.plan import adapts_after_training, source_model
 from da_leukemia.sweep.provenance import device_name, versions
 from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.detection import DetectionTask
@@ -80,6 +81,8 @@ def run_job(folder: Path) -> None:
     )
     if job.method.source_free:
         _start_from_source(job, task, folder)
+    if adapts_after_training(job):
+        _take_over(job, folder)
     tracker = None
     if job.tracking == "wandb":
         from da_leukemia.tracking.wandb_run import start_job
@@ -236,16 +239,33 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
 def _start_from_source(job: Job, task: DetectionTask, folder: Path) -> None:
     """Give a source-free task the weights of its source-only run, which is trained if need be."""
     if not job.detector.init_from:
-        start, sweep = source_model(job), folder.parent.parent
-        while True:
-            try:
-                attempt(sweep, start)
-                break
-            except Busy:  # another process trains it
-                time.sleep(_POLL)
-        load_weights(task.detector, job_folder(sweep, start.hash) / "checkpoints" / "last.ckpt")
+        load_weights(task.detector, _source_model(job, folder) / "checkpoints" / "last.ckpt")
     if task.ema is not None:
         task.ema.start_from(task.detector)
+
+
+def _source_model(job: Job, folder: Path) -> Path:
+    """Return the folder of a job's source-only run in the same sweep; it is done then."""
+    start, sweep = source_model(job), folder.parent.parent
+    while True:
+        try:
+            attempt(sweep, start)
+            return job_folder(sweep, start.hash)
+        except Busy:  # another process trains it
+            time.sleep(_POLL)
+
+
+def _take_over(job: Job, folder: Path) -> None:
+    """Let the training of the source-only run be this job's own: it would be the same."""
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        return
+    done = _source_model(job, folder)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    for path in [done / "metrics.csv", *(done / "checkpoints").glob("*.ckpt")]:
+        if path.is_file():
+            part = folder / f".{path.name}.part"
+            shutil.copyfile(path, part)
+            part.replace(folder / path.relative_to(done))
 
 
 def build_task(job: Job, scaled: bool = False, source_classes: Sequence[int] = ()) -> DetectionTask:
@@ -389,7 +409,7 @@ def predict_domain(
     task.eval().to("cuda" if on_gpu else "cpu")
     if domain == fields.job.target and task.finishes:
         seen = fields.part(domain, "train")
-        with task.finished(lambda: seen.searches(trainer.batch_size)):
+        with task.finished(lambda: seen.searches(trainer.batch_size, shuffled=True)):
             return task.predict_fields(data.searches(trainer.batch_size), data)
     return task.predict_fields(data.searches(trainer.batch_size), data)
 
