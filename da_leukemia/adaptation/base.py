@@ -140,6 +140,14 @@ class Component(nn.Module):
     restyles_alone = False  # whether `restyle` needs no target, and is called without one
     finishes = False  # whether `finish` does anything
 
+    def attach(self, network: OneStageDetector) -> None:
+        """Reach into the student, once, after its moving average was copied from it."""
+        del network
+
+    def begin(self, draw: Draw) -> None:
+        """Take note that a training step begins."""
+        del draw
+
     def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
         """Return the source images ``(B, 3, S, S)`` in 0..1 in the target's appearance.
 

@@ -15,6 +15,7 @@ from da_leukemia.adaptation.distillation import Distillation
 from da_leukemia.adaptation.masking import MaskedConsistency, Masking
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
 from da_leukemia.adaptation.mixing import ConfMix, Daca
+from da_leukemia.adaptation.mixstyle import MixStyle
 from da_leukemia.adaptation.prototypes import Prototypes
 from da_leukemia.adaptation.statistics import AdaBN, Tent
 from da_leukemia.config import active_components
@@ -41,6 +42,7 @@ _BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
     "masked_consistency": lambda x, d: MaskedConsistency(x, d.classes),
     "confmix": lambda x, d: ConfMix(x),
     "daca": lambda x, d: Daca(x),
+    "mixstyle": lambda x, d: MixStyle(x),
     "cut_paste": lambda x, d: CutPaste(x, d.classes),
     "adabn": lambda x, d: AdaBN(x),
     "tent": lambda x, d: Tent(x),

@@ -421,6 +421,24 @@ class CutPaste:
     balance: float = 1.0
 
 
+@dataclass
+class MixStyle:
+    """Feature statistics of two images mixed inside the backbone (Zhou et al., ICLR 2021).
+
+    Attributes:
+        probability: share of the images whose statistics are mixed; 0 removes the component.
+        alpha: of the Beta distribution of the mixture; small ones keep nearly all of one image.
+        stride: mixed behind each map of the backbone up to this stride.
+    """
+
+    strength: ClassVar[str] = "probability"
+    targeted: ClassVar[bool] = False
+
+    probability: float = 0.5
+    alpha: float = 0.1
+    stride: int = 8
+
+
 COMPONENTS: dict[str, Any] = {
     "adversarial": Adversarial,
     "fourier": Fourier,
@@ -434,6 +452,7 @@ COMPONENTS: dict[str, Any] = {
     "mean_teacher": MeanTeacher,
     "distillation": Distillation,
     "cut_paste": CutPaste,
+    "mixstyle": MixStyle,
     "masking": Masking,
     "masked_consistency": MaskedConsistency,
     "confmix": ConfMix,

@@ -191,6 +191,15 @@ def check_numbers(experiment: Experiment) -> list[str]:
         if SOURCES_MARK in name
     ]
     problems += [
+        f"methods: {name!r} estimates BatchNorm anew, of which detector.norm=group leaves none"
+        for name in experiment.methods
+        if detector.norm == "group"
+        and any(
+            c.get("name") == "adabn" and c.get("weight", 1)
+            for c in getattr(experiment.adaptations.get(name), "components", [])
+        )
+    ]
+    problems += [
         f"twins: unknown value {value!r}{did_you_mean(value, TWINS)}"
         for value in experiment.twins
         if value not in TWINS

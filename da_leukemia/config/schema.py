@@ -113,6 +113,7 @@ class Detector:
 
     backbone: str = "mobilenetv4_conv_small"
     pretrained: bool = False  # download ImageNet weights
+    norm: str = _choice("batch", "group")  # group: GroupNorm for the backbone's BatchNorm
     init_from: str | None = None  # a checkpoint of ours to start from
     channels: int = 96  # of the pyramid and heads
     depth: int = 2  # convolutions in each head
@@ -287,6 +288,8 @@ class Job:
             if domain["patch_order"] == "auto":  # as before there was this setting
                 del domain["patch_order"]
         identity["data"]["domains"] = domains
+        if self.detector.norm == "batch":  # as before there was a choice
+            del identity["detector"]["norm"]
         identity["version"] = IDENTITY_VERSION
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]

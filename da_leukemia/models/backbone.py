@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import timm
@@ -9,6 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from da_leukemia.errors import ConfigError, did_you_mean
+
+_GROUPS = 32
+
+
+def _group_norms(network: nn.Module) -> int:
+    """Replace every BatchNorm in place, its scale, shift and activation kept; return how many."""
+    replaced = 0
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, nn.BatchNorm2d):
+                continue
+            channels = layer.num_features
+            norm: nn.Module = nn.GroupNorm(math.gcd(channels, _GROUPS), channels)
+            assert isinstance(norm, nn.GroupNorm)
+            if layer.affine:
+                norm.weight.data.copy_(layer.weight.data)
+                norm.bias.data.copy_(layer.bias.data)
+            # timm's BatchNormAct2d ends with dropout and activation of its own.
+            rest = [m for m in (getattr(layer, "drop", None), getattr(layer, "act", None)) if m]
+            setattr(parent, name, nn.Sequential(norm, *rest) if rest else norm)
+            replaced += 1
+    return replaced
 
 
 class Backbone(nn.Module):
@@ -19,16 +42,20 @@ class Backbone(nn.Module):
         channels: channels of each map.
     """
 
-    def __init__(self, name: str, strides: tuple[int, ...], pretrained: bool = False) -> None:
+    def __init__(
+        self, name: str, strides: tuple[int, ...], pretrained: bool = False, norm: str = "batch"
+    ) -> None:
         """Build the network.
 
         Args:
             name: a timm model name.
             strides: wanted strides, each once.
             pretrained: download its ImageNet weights.
+            norm: "group" puts GroupNorm in the place of BatchNorm, "batch" leaves all as it is.
 
         Raises:
-            ConfigError: unknown name (with a suggestion), no feature maps, or a missing stride.
+            ConfigError: unknown name (with a suggestion), no feature maps, a missing stride, or no
+                BatchNorm to replace.
         """
         super().__init__()
         if not timm.is_model(name):
@@ -58,6 +85,11 @@ class Backbone(nn.Module):
                     "set detector.pretrained=false to train from random weights"
                 ) from error
             probe.load_state_dict(weights)
+        if norm == "group" and not _group_norms(probe):
+            raise ConfigError(
+                f"detector.norm: {name!r} has no BatchNorm that GroupNorm could replace; leave "
+                "detector.norm=batch"
+            )
         indices = [deepest[s] for s in strides]
         channels = probe.feature_info.channels()
         self.body = probe

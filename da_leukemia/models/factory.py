@@ -20,7 +20,7 @@ def build_detector(settings: Detector, space: LabelSpace) -> OneStageDetector:
         ConfigError: unknown backbone, missing stride, unreadable or unsuitable weights.
     """
     backbone = Backbone(
-        settings.backbone, tuple(sorted(settings.strides)), pretrained=settings.pretrained
+        settings.backbone, tuple(sorted(settings.strides)), settings.pretrained, settings.norm
     )
     detector = OneStageDetector(
         backbone,
@@ -48,7 +48,7 @@ def check_settings(settings: Detector) -> None:
     strides = tuple(sorted(settings.strides))
     if len(set(strides)) != len(strides):
         raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
-    Backbone(settings.backbone, strides)
+    Backbone(settings.backbone, strides, norm=settings.norm)
     if settings.init_from and not Path(settings.init_from).is_file():
         raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
 

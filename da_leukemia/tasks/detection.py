@@ -82,6 +82,8 @@ class DetectionTask(L.LightningModule):
         self.tests_average = ema
         needs_average = ema or any(c.needs_teacher for c in components)
         self.ema = MovingAverage(detector, trainer.ema) if needs_average else None
+        for component in self._components:  # the average goes without what they add
+            component.attach(detector)
         self.validation: FieldDataset | None = None
         self._join: Join | None = None
 
@@ -116,6 +118,8 @@ class DetectionTask(L.LightningModule):
         draw = Draw(generator_for(self.seed, step, _SOURCE, device))
         own = Draw(generator_for(self.seed, step, _COMPONENTS, device))
 
+        for component in self._components:
+            component.begin(own)
         weak_target = strong_target = None
         size = source.images.shape[-1]
         composers = [c for c in self._components if c.composes(progress)]
@@ -183,6 +187,8 @@ class DetectionTask(L.LightningModule):
         own = Draw(generator_for(self.seed, step, _COMPONENTS, self.device))
         other = Draw(generator_for(self.seed, step, _TARGET, self.device))
         _, weak, strong = self._views(batch, other, self.strong)
+        for component in self._components:
+            component.begin(own)
         for component in self._components:
             strong = component.disguise(strong, own)
         (seen,) = self._forward([strong])
