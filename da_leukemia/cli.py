@@ -113,6 +113,19 @@ def _make_parser() -> _Parser:
         "--domain", action="append", default=[], metavar="NAME", help="device; may be repeated"
     )
     evaluate.add_argument("--json", action="store_true", help="for programs")
+    evaluate.add_argument(
+        "--detections",
+        type=Path,
+        metavar="FILE",
+        help="write every detection with its attributes, .csv, or .json with a summary per slide",
+    )
+    evaluate.add_argument(
+        "--min-score",
+        type=float,
+        default=0.3,
+        metavar="SCORE",
+        help="detections below are not written and not counted (0.3)",
+    )
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
     simulate = commands.add_parser(
@@ -278,15 +291,29 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.folder
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no job's folder (there is no config.yaml in it)")
-    from da_leukemia.sweep.worker import evaluate_job
+    if not 0 <= arguments.min_score <= 1:
+        raise UserError(f"--min-score: expected a score from 0 to 1, got {arguments.min_score}")
+    from da_leukemia.sweep.worker import examine_job
+    from da_leukemia.tasks.export import check_name, write_detections
 
-    metrics = evaluate_job(folder, arguments.domain)
+    if arguments.detections is not None:
+        check_name(arguments.detections)
+    tested = examine_job(folder, arguments.domain)
+    if arguments.detections is not None:
+        from da_leukemia.config import load_job
+        from da_leukemia.labels import get_label_space
+
+        space = get_label_space(load_job(folder / "config.yaml").data.label_space)
+        found = {device: (t.records, t.fields) for device, t in tested.items()}
+        write_detections(arguments.detections, found, space, arguments.min_score)
+        print(f"written: {arguments.detections}", file=sys.stderr)
+    metrics = {device: t.metrics for device, t in tested.items()}
     print(json.dumps(metrics, indent=1) if arguments.json else _scores(metrics))
     return 0
 
 
 def _scores(tests: dict[str, dict[str, Any]]) -> str:
-    """Return the single numbers of each device as a table."""
+    """Return the single numbers as a table: a line for each, a column for each device."""
     names = list(
         dict.fromkeys(
             name
@@ -295,11 +322,13 @@ def _scores(tests: dict[str, dict[str, Any]]) -> str:
             if isinstance(value, int | float)
         )
     )
-    width = max(map(len, tests), default=0)
-    lines = ["  ".join([" " * width, *names])]
-    for domain, metrics in tests.items():
-        cells = [_number(metrics.get(name)).rjust(len(name)) for name in names]
-        lines.append("  ".join([domain.ljust(width), *cells]))
+    width = max(map(len, names), default=0)
+    widths = [max(len(domain), 7) for domain in tests]
+    lines = ["  ".join([" " * width, *(d.rjust(w) for d, w in zip(tests, widths, strict=True))])]
+    for name in names:
+        cells = [_number(metrics.get(name)) for metrics in tests.values()]
+        cells = [cell.rjust(w) for cell, w in zip(cells, widths, strict=True)]
+        lines.append("  ".join([name.ljust(width), *cells]))
     return "\n".join(lines)
 
 

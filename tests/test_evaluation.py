@@ -520,7 +520,11 @@ def test_a_result_is_json_without_nan():
     keys = {
         *("evaluator_version", "ap50", "ap50_95", "recall", "ece", "fields", "boxes"),
         *("attribute_f1", "attribute_f1_end_to_end", "attribute_balanced_accuracy"),
-        *("per_class", "per_attribute"),
+        *("per_class", "per_attribute", "attributes", "as_released", "reliability"),
+        *("attribute_f1_true_boxes", "attribute_balanced_accuracy_true_boxes"),
+        *("attribute_balanced_accuracy_end_to_end", "attribute_ece", "attribute_f1_as_released"),
+        *("map50_as_released", "map50_95_as_released"),
+        *("ap50_without_none", "ap50_95_without_none"),
     }
     attributed = field([(*A, 0)], [(*A, 0, 0.9)], attributes=[(2, -1)], probs=[soft(2, 1)])
     for records in ([], [field()], [field([(*A, 1)])], [field([], [(*A, 1, 0.9)])], [attributed]):

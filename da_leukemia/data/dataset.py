@@ -125,6 +125,20 @@ class FieldDataset(Dataset[int]):
         chosen = [self.windows[n] for n in numbers]
         return self._batch([i for i, _ in chosen], [(w.x, w.y) for _, w in chosen], numbers)
 
+    def true_boxes(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Return all true boxes of the fields of windows, as ``(B, M, 4)`` in their pixels.
+
+        What lies outside a window is pressed against its border; the padding is zero. For tests
+        that ask a detector to read attributes at them, never for a training step.
+        """
+        boxes = torch.zeros(len(numbers), self.max_boxes, 4)
+        for row, number in enumerate(numbers):
+            index, window = self.windows[number]
+            corner = np.array([window.x, window.y] * 2)
+            moved = self.fields[index].boxes * self.factors(index) - corner
+            boxes[row, : len(moved)] = torch.from_numpy(moved.clip(0, self.size))
+        return boxes
+
     def searches(self, batch_size: int, shuffled: bool = False) -> Iterator[UnlabelledBatch]:
         """Yield all windows once: in their order, or in a random one that is always the same."""
         numbers = np.arange(len(self.windows))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from da_leukemia.evaluation.lookup import ClassLookup
 from da_leukemia.evaluation.matching import inside_region, match
-from da_leukemia.evaluation.records import FieldRecord, IntArray
+from da_leukemia.evaluation.records import FieldRecord, FloatArray, IntArray
 from da_leukemia.labels import LabelSpace
 
 MATCH_IOU = 0.5
@@ -25,62 +26,35 @@ class AttributeScore:
         f1: macro-F1 over the values that occur among the found cells.
         balanced_accuracy: mean recall over the same values.
         f1_end_to_end: macro-F1 over all cells, see `AttributeTable`.
+        balanced_accuracy_end_to_end: the same for the mean recall.
         truths: number of cells whose value is known.
         found: how many of them were found.
+        values: number of values that occur among ``truths``; with one, the truth is constant and
+            any detector that always says so is perfect.
     """
 
     f1: float
     balanced_accuracy: float
     f1_end_to_end: float
+    balanced_accuracy_end_to_end: float
     truths: int
     found: int
+    values: int
 
 
 @dataclass(frozen=True)
 class AttributeScores:
-    """Means over the attributes that have a score, and each attribute by name."""
+    """Means over the attributes that have a score, and each attribute by name.
+
+    An attribute without a known cell has no score and no part in a mean: it can be neither right
+    nor wrong. ``per_attribute`` tells which these are.
+    """
 
     attribute_f1: float
     attribute_balanced_accuracy: float
     end_to_end: float
+    balanced_accuracy_end_to_end: float
     per_attribute: Mapping[str, AttributeScore]
-
-
-@dataclass(frozen=True)
-class ClassLookup:
-    """The most frequent value of each attribute, by cell type: what a detector must beat.
-
-    Attributes:
-        table: ``(K, A)`` code per class.
-        overall: ``(A,)`` code for a class that training never showed.
-    """
-
-    table: IntArray
-    overall: IntArray
-
-    def predict(self, labels: IntArray) -> IntArray:
-        """Return ``(D, A)`` codes for ``(D,)`` predicted labels."""
-        known = (labels >= 0) & (labels < len(self.table))
-        return np.where(known[:, None], self.table[np.where(known, labels, 0)], self.overall)
-
-
-def fit_lookup(labels: IntArray, attributes: IntArray) -> ClassLookup:
-    """Learn the most frequent value of each attribute for each cell type.
-
-    Of equally frequent values the smallest code is taken. A class without a known value gets
-    the most frequent one over all cells, an attribute without any gets 0.
-
-    Args:
-        labels: ``(N,)`` true classes in training, -1 for unknown.
-        attributes: ``(N, A)`` true codes in training, -1 where missing.
-    """
-    values = attributes.max(initial=0) + 1
-    one_hot = (attributes[..., None] == np.arange(values)).astype(np.int64)
-    overall = one_hot.sum(axis=0).argmax(axis=-1)
-    counts = np.zeros((max(labels.max(initial=-1) + 1, 1), *one_hot.shape[1:]), dtype=np.int64)
-    np.add.at(counts, labels[labels >= 0], one_hot[labels >= 0])
-    table = np.where(counts.any(axis=-1), counts.argmax(axis=-1), overall)
-    return ClassLookup(table, overall)
 
 
 @dataclass(frozen=True)
@@ -96,16 +70,21 @@ class AttributeTable:
     no attribute to be wrong about and are left to AP. Macro means are over values that occur in
     the truth concerned; a wrong prediction of another value costs through the true one.
 
+    *On true boxes* (``given_boxes``): nothing is matched, for the detector was asked to read the
+    attributes at the true boxes; every cell counts as found.
+
     Attributes:
         groups: group of each of the F fields.
         names: names of the A attributes.
         counts: ``(F, A, V, V + 1)`` cells by true value and predicted value, V the greatest
             number of values; the last column holds cells that were not found.
+        given_boxes: whether the attributes were read at the true boxes.
     """
 
     groups: Sequence[str]
     names: Sequence[str]
     counts: IntArray
+    given_boxes: bool = False
 
     @classmethod
     def build(
@@ -113,84 +92,124 @@ class AttributeTable:
         records: Sequence[FieldRecord],
         space: LabelSpace,
         lookup: ClassLookup | None = None,
+        *,
+        given_boxes: bool = False,
     ) -> AttributeTable | None:
         """Match and count.
 
         Args:
             records: fields.
             space: label space of the records.
-            lookup: predict from the detected class instead of from ``attribute_probs``.
+            lookup: predict from the detected class instead of from ``attribute_probs``; on true
+                boxes from the true class, as no class was detected there.
+            given_boxes: score what was read at the true boxes.
 
         Returns:
-            None where the space, the truth or (without ``lookup``) the detector has no attributes.
+            None where the space, the truth or (without ``lookup``) the detector has no attributes,
+            or was not asked to read them at the true boxes.
 
         Raises:
             ValueError: attributes do not fit the label space.
         """
         fields = [inside_region(record) for record in records]
         width = len(space.attributes)
-        truth = _rows([f.true_attributes for f in fields], width, "true_attributes")
+        truth = attribute_rows([f.true_attributes for f in fields], width, "true_attributes")
         if not (truth >= 0).any():
             return None
         if (truth >= np.array(space.attribute_sizes)).any():
             raise ValueError(f"true_attributes: a code is not in label space {space.name}")
+        values = max(space.attribute_sizes)
+        labels = [f.true_labels if given_boxes else f.labels for f in fields]
+        probabilities = [read_attributes(f, given_boxes) for f in fields]
         if lookup is not None:
-            predictions = [lookup.predict(f.labels) for f in fields]
-        elif all(f.attribute_probs.shape[1] == 0 for f in fields):
+            predictions = [lookup.predict(found) for found in labels]
+        elif all(p.shape[1] == 0 for p in probabilities):
             return None
         else:
-            predictions = [_most_likely(f, space) for f in fields]
-        matches = match(fields, [MATCH_IOU], by_class=False)
-        hit = matches.truth[0] >= 0
-        values = max(space.attribute_sizes)
-        answer = np.full(truth.shape, values, dtype=np.int64)
-        answer[matches.truth[0, hit]] = _rows(predictions, width, "attributes")[
-            matches.detection[hit]
-        ]
+            predictions = [
+                _most_likely(f.key, p, space) for f, p in zip(fields, probabilities, strict=True)
+            ]
+        answer = attribute_rows(predictions, width, "attributes")
+        if not given_boxes:
+            matches = match(fields, [MATCH_IOU], by_class=False)
+            hit = matches.truth[0] >= 0
+            said, answer = answer, np.full(truth.shape, values, dtype=np.int64)
+            answer[matches.truth[0, hit]] = said[matches.detection[hit]]
         shape = (len(fields), width, values, values + 1)
         field = np.repeat(np.arange(len(fields)), [len(f.true_labels) for f in fields])
         cell, attribute = np.nonzero(truth >= 0)
         place = (field[cell], attribute, truth[cell, attribute], answer[cell, attribute])
         flat = np.ravel_multi_index(place, shape)
         counts = np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
-        return cls(tuple(f.group for f in fields), tuple(a.name for a in space.attributes), counts)
+        names = tuple(a.name for a in space.attributes)
+        return cls(tuple(f.group for f in fields), names, counts, given_boxes)
 
     def statistic(self, weights: IntArray) -> dict[str, float]:
-        """Return the three headline scores when field f counts ``weights[f]`` times."""
+        """Return the headline scores when field f counts ``weights[f]`` times."""
         counts = np.tensordot(weights, self.counts, axes=1)
         f1, balanced = _macro(counts[..., :-1], 0)
-        strict, _ = _macro(counts[..., :-1], counts[..., -1])
+        if self.given_boxes:
+            return {
+                "attribute_f1_true_boxes": _mean(f1),
+                "attribute_balanced_accuracy_true_boxes": _mean(balanced),
+            }
+        strict, strict_balanced = _macro(counts[..., :-1], counts[..., -1])
         return {
             "attribute_f1": _mean(f1),
             "attribute_balanced_accuracy": _mean(balanced),
             "attribute_f1_end_to_end": _mean(strict),
+            "attribute_balanced_accuracy_end_to_end": _mean(strict_balanced),
         }
 
     def scores(self) -> AttributeScores:
         """Return all scores over the fields as they are."""
         counts = self.counts.sum(axis=0)
         f1, balanced = _macro(counts[..., :-1], 0)
-        strict, _ = _macro(counts[..., :-1], counts[..., -1])
-        found = counts[..., :-1].sum(axis=(1, 2))
-        truths = counts.sum(axis=(1, 2))
+        strict, strict_balanced = _macro(counts[..., :-1], counts[..., -1])
+        by_value = counts.sum(axis=2)
         per_attribute = {
             name: AttributeScore(
-                float(f1[a]), float(balanced[a]), float(strict[a]), int(truths[a]), int(found[a])
+                f1=float(f1[a]),
+                balanced_accuracy=float(balanced[a]),
+                f1_end_to_end=float(strict[a]),
+                balanced_accuracy_end_to_end=float(strict_balanced[a]),
+                truths=int(by_value[a].sum()),
+                found=int(counts[a, :, :-1].sum()),
+                values=int((by_value[a] > 0).sum()),
             )
             for a, name in enumerate(self.names)
         }
-        return AttributeScores(_mean(f1), _mean(balanced), _mean(strict), per_attribute)
+        return AttributeScores(
+            attribute_f1=_mean(f1),
+            attribute_balanced_accuracy=_mean(balanced),
+            end_to_end=_mean(strict),
+            balanced_accuracy_end_to_end=_mean(strict_balanced),
+            per_attribute=per_attribute,
+        )
 
 
 def attribute_metrics(
-    records: Sequence[FieldRecord], space: LabelSpace, lookup: ClassLookup | None = None
+    records: Sequence[FieldRecord],
+    space: LabelSpace,
+    lookup: ClassLookup | None = None,
+    *,
+    given_boxes: bool = False,
 ) -> AttributeScores | None:
     """Score attributes as `AttributeTable` defines; None where there are none to score."""
-    table = AttributeTable.build(records, space, lookup)
+    table = AttributeTable.build(records, space, lookup, given_boxes=given_boxes)
     return None if table is None else table.scores()
 
 
-def _rows(parts: Sequence[IntArray], width: int, what: str) -> IntArray:
+def read_attributes(record: FieldRecord, given_boxes: bool = False) -> FloatArray:
+    """Return the probabilities at the detections or at the true boxes, ``(n, S)`` or ``(n, 0)``."""
+    if not given_boxes:
+        return record.attribute_probs
+    if record.true_attribute_probs is None:
+        return np.zeros((len(record.true_labels), 0), np.float32)
+    return record.true_attribute_probs
+
+
+def attribute_rows(parts: Sequence[IntArray], width: int, what: str) -> IntArray:
     """Concatenate ``(n, A)`` parts; a field or a data set without attributes counts as missing."""
     if any(part.shape[1] not in (0, width) for part in parts):
         raise ValueError(f"{what}: expected {width} columns, one per attribute of the label space")
@@ -200,17 +219,25 @@ def _rows(parts: Sequence[IntArray], width: int, what: str) -> IntArray:
     )
 
 
-def _most_likely(record: FieldRecord, space: LabelSpace) -> IntArray:
-    """Return ``(D, A)`` codes from the probabilities of each attribute."""
-    if not len(record.labels):
-        return np.zeros((0, len(space.attributes)), np.int64)
-    if record.attribute_probs.shape[1] != sum(space.attribute_sizes):
+def split_attributes(key: str, probabilities: FloatArray, space: LabelSpace) -> list[FloatArray]:
+    """Return the ``(n, V)`` probabilities of each attribute.
+
+    Raises:
+        ValueError: the columns are not those of the label space.
+    """
+    if probabilities.shape[1] != sum(space.attribute_sizes):
         raise ValueError(
-            f"{record.key}: attribute_probs has {record.attribute_probs.shape[1]} columns, "
+            f"{key}: attribute_probs has {probabilities.shape[1]} columns, "
             f"label space {space.name} has {sum(space.attribute_sizes)} values"
         )
-    cuts = np.cumsum(space.attribute_sizes)[:-1]
-    parts = np.split(record.attribute_probs, cuts, axis=1)
+    return np.split(probabilities, np.cumsum(space.attribute_sizes)[:-1], axis=1)
+
+
+def _most_likely(key: str, probabilities: FloatArray, space: LabelSpace) -> IntArray:
+    """Return ``(n, A)`` codes from the probabilities of each attribute."""
+    if not len(probabilities):
+        return np.zeros((0, len(space.attributes)), np.int64)
+    parts = split_attributes(key, probabilities, space)
     return np.stack([part.argmax(axis=1) for part in parts], axis=1)
 
 

@@ -68,8 +68,10 @@ def judged(record: FieldRecord) -> FieldRecord:
 
 
 def _keep(record: FieldRecord, truths: NDArray[np.bool_], found: NDArray[np.bool_]) -> FieldRecord:
+    asked = record.true_attribute_probs
     return replace(
         record,
+        true_attribute_probs=None if asked is None else asked[truths],
         true_boxes=record.true_boxes[truths],
         true_labels=record.true_labels[truths],
         true_attributes=record.true_attributes[truths],
@@ -127,7 +129,7 @@ def match(
 
     place = np.full(len(score), -1, dtype=np.int64)
     place[order] = np.arange(len(order))
-    chooser, chosen, iou = _candidates(records, min(thresholds), by_class)
+    chooser, chosen, iou = candidates(records, min(thresholds), by_class)
     chooser = place[chooser]
     kept = chooser >= 0
     chooser, chosen, iou = chooser[kept], chosen[kept], iou[kept]
@@ -158,10 +160,13 @@ def match(
     return Matches(order, field[order], truth)
 
 
-def _candidates(
+def candidates(
     records: Sequence[FieldRecord], threshold: float, by_class: bool
 ) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
-    """Return all pairs (detection, true box, IoU) of one field that could match."""
+    """Return all pairs (detection, true box, IoU) of one field that could match.
+
+    Indices count through the detections and true boxes of all records, concatenated.
+    """
     pairs: list[tuple[IntArray, IntArray, NDArray[np.float64]]] = []
     found = truths = 0
     for record in records:

@@ -37,6 +37,8 @@ class FieldRecord:
         attribute_probs: ``(D, sum(space.attribute_sizes))`` float32, the softmax of each
             attribute side by side; ``(D, 0)`` from a detector without attributes.
         region: ``x1, y1, x2, y2`` of the annotated part, None for the whole field.
+        true_attribute_probs: ``(N, sum(space.attribute_sizes))`` float32, what the detector reads
+            when it is given the true boxes; None where it was not asked.
 
     Raises:
         ValueError: the arrays do not fit together, or a score is not a number.
@@ -52,6 +54,7 @@ class FieldRecord:
     labels: IntArray
     attribute_probs: FloatArray
     region: tuple[float, float, float, float] | None = None
+    true_attribute_probs: FloatArray | None = None
 
     def __post_init__(self) -> None:
         truths, found = len(self.true_labels), len(self.labels)
@@ -63,6 +66,7 @@ class FieldRecord:
             and self.scores.shape == (found,)
             and self.attribute_probs.ndim == 2
             and len(self.attribute_probs) == found
+            and (self.true_attribute_probs is None or len(self.true_attribute_probs) == truths)
         )
         if not fits:
             raise ValueError(
@@ -94,6 +98,16 @@ def save_records(path: Path, records: Sequence[FieldRecord]) -> None:
         "scores": _stack([r.scores[:, None] for r in records], np.float32, 1)[:, 0],
         "labels": _stack([r.labels[:, None] for r in records], np.int64, 1)[:, 0],
         "attribute_probs": _stack([r.attribute_probs for r in records], np.float32, 0),
+        "true_attribute_probs": _stack(
+            [
+                np.zeros((len(r.true_labels), 0))
+                if r.true_attribute_probs is None
+                else r.true_attribute_probs
+                for r in records
+            ],
+            np.float32,
+            0,
+        ),
         "region": np.array(
             [r.region if r.region is not None else (np.nan,) * 4 for r in records],
             dtype=np.float64,
@@ -112,7 +126,8 @@ def save_records(path: Path, records: Sequence[FieldRecord]) -> None:
 def load_records(path: Path) -> list[FieldRecord]:
     """Read what `save_records` wrote.
 
-    A field without boxes comes back with as many attribute columns as the others have.
+    A field without boxes comes back with as many attribute columns as the others have. Files of
+    before attributes were read at true boxes have None there.
 
     Raises:
         DataError: the file is of another version of the format.
@@ -123,8 +138,10 @@ def load_records(path: Path) -> list[FieldRecord]:
         raise DataError(f"{path}: not a file of field records of version {_FORMAT}; evaluate again")
     truth_cuts = np.cumsum(data["truths"])[:-1]
     found_cuts = np.cumsum(data["found"])[:-1]
-    of_truth = ("true_boxes", "true_labels", "true_attributes")
+    of_truth: tuple[str, ...] = ("true_boxes", "true_labels", "true_attributes")
     of_found = ("boxes", "scores", "labels", "attribute_probs")
+    if data.get("true_attribute_probs", np.zeros((0, 0))).shape[1]:
+        of_truth = (*of_truth, "true_attribute_probs")
     columns = {name: np.split(data[name], truth_cuts) for name in of_truth}
     columns |= {name: np.split(data[name], found_cuts) for name in of_found}
     regions = [None if np.isnan(row).any() else tuple(row.tolist()) for row in data["region"]]

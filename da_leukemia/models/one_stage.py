@@ -199,9 +199,25 @@ class OneStageDetector(nn.Module):
         if self.attributes is not None and attributes:
             known = targets.mask & (targets.labels >= 0)
             codes = targets.attributes.masked_fill(~known.unsqueeze(-1), -1)
-            logits = self.attributes(outputs.features[0], targets.boxes, self.strides[0])
+            logits = self.attributes_at(outputs, targets.boxes)
             losses["attribute"] = self.attribute_weight * self.attributes.loss(logits, codes)
         return losses
+
+    def attributes_at(self, outputs: Outputs, boxes: Tensor) -> Tensor:
+        """Read the attributes of given boxes.
+
+        Args:
+            outputs: raw maps of the images.
+            boxes: ``(B, N, 4)`` padded boxes in input pixels.
+
+        Returns:
+            Logits ``(B, N, S)``, the values of each attribute side by side; ``S = 0`` without an
+            attribute head.
+        """
+        if self.attributes is None:
+            return boxes.new_zeros((*boxes.shape[:2], 0))
+        logits: Tensor = self.attributes(outputs.features[0], boxes, self.strides[0])
+        return logits
 
     @torch.no_grad()
     def decode(self, outputs: Outputs, candidates: int = 300) -> Detections:
@@ -227,6 +243,6 @@ class OneStageDetector(nn.Module):
         if self.attributes is None:
             attributes = boxes.new_zeros((*mask.shape, 0))
         else:
-            logits = self.attributes(outputs.features[0], boxes, self.strides[0])
+            logits = self.attributes_at(outputs, boxes)
             attributes = self.attributes.probabilities(logits)
         return Detections(boxes, top.clamp(min=0), labels.gather(1, order), mask, attributes)

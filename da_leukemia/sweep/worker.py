@@ -11,10 +11,12 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -24,11 +26,11 @@ from da_leukemia.config import Job, Trainer, devices_of, load_job
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.few import few_labelled
-from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.images import Store, open_store
 from da_leukemia.data.preparation import Preparation, preparations
 from da_leukemia.errors import DataError, UserError
-from da_leukemia.evaluation import evaluate
+from da_leukemia.evaluation import ClassLookup, evaluate, fit_lookup
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
 from da_leukemia.models.factory import build_detector, load_weights
@@ -96,6 +98,7 @@ def run_job(folder: Path) -> None:
         log.say("test", job.trainer.steps)
         begun = time.monotonic()
         tests = kept | test_domains(task, fields, folder, missing)
+        space = get_label_space(job.data.label_space)
         result = {
             "version": RESULT_VERSION,
             "job": job.hash,
@@ -104,11 +107,12 @@ def run_job(folder: Path) -> None:
             "target": job.target,
             "seed": job.seed,
             "label_space": job.data.label_space,
-            "classes": list(get_label_space(job.data.label_space).classes),
+            "classes": list(space.classes),
             "tests": tests,
             "config": dataclasses.asdict(job),
             "versions": versions(),
             "data": trained_on,
+            "attribute_lookup": fields.lookup.to_dict(space) if space.attributes else None,
             "split": facts.split.fingerprint,
             "devices": {name: device.to_dict() for name, device in facts.devices.items()},
             "device": device_name(),
@@ -144,6 +148,15 @@ class Fields:
         fields = list(self.facts.split.select(self.facts.indexes[device], part))
         space = get_label_space(self.job.data.label_space)
         return FieldDataset(fields, space, self.prepared[device], self.store)
+
+    @cached_property
+    def lookup(self) -> ClassLookup:
+        """Attributes by cell type, from the source's training labels."""
+        seen = self.facts.split.select(self.facts.indexes[self.job.source], "train").fields
+        return fit_lookup(
+            np.concatenate([f.labels for f in seen]),
+            np.concatenate([f.attributes for f in seen]),
+        )
 
 
 def _forget_other_data(job: Job, folder: Path, now: Mapping[str, Any]) -> None:
@@ -186,7 +199,27 @@ def _kept_tests(
     }
 
 
+@dataclass(frozen=True)
+class Tested:
+    """What came out of testing on one device.
+
+    Attributes:
+        records: of its test fields.
+        fields: the same fields.
+        metrics: as in ``result.json``.
+    """
+
+    records: Sequence[FieldRecord]
+    fields: Sequence[FieldOfView]
+    metrics: dict[str, Any]
+
+
 def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the metrics of `examine_job` by device, as in ``result.json``."""
+    return {domain: tested.metrics for domain, tested in examine_job(folder, domains).items()}
+
+
+def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
     """Test a finished job's checkpoint again.
 
     Args:
@@ -194,7 +227,7 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
         domains: devices to test on; those of the job by default.
 
     Returns:
-        Metrics by device, as in ``result.json``. Nothing is written.
+        What came out, by device. Nothing is written.
 
     Raises:
         UserError: no checkpoint in the folder, an unknown device, or data that are divided
@@ -226,14 +259,13 @@ def evaluate_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, dict[st
     prepared = preparations(job.data, facts.devices, job.source)
     store = open_store(job.data, [facts.indexes[d] for d in wanted], prepared)
     fields = Fields(job, facts, prepared, store)
-    return {
-        d: evaluate(
-            predict_domain(task, fields, d),
-            get_label_space(job.data.label_space),
-            _labelled(facts.indexes[d]),
-        )
-        for d in wanted
-    }
+    space = get_label_space(job.data.label_space)
+    tested = {}
+    for domain in wanted:
+        records = predict_domain(task, fields, domain)
+        metrics = evaluate(records, space, _labelled(facts.indexes[domain]), fields.lookup)
+        tested[domain] = Tested(records, fields.part(domain, "test").fields, metrics)
+    return tested
 
 
 def _start_from_source(job: Job, task: DetectionTask, folder: Path) -> None:
@@ -430,7 +462,7 @@ def test_domains(
         by_key = {f.key: f for f in indexes[domain].fields}
         samples = sample_fields(records, by_key, space)
         write_json(folder / "samples" / f"{domain}.json", samples)
-        metrics = evaluate(records, space, _labelled(indexes[domain]))
+        metrics = evaluate(records, space, _labelled(indexes[domain]), fields.lookup)
         tests[domain] = {
             "metrics": metrics,
             "records": str(path),

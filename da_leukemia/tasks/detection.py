@@ -26,7 +26,7 @@ from da_leukemia.data.views import (
 from da_leukemia.errors import UserError
 from da_leukemia.evaluation.records import FieldRecord
 from da_leukemia.models.ema import MovingAverage
-from da_leukemia.models.one_stage import Detections, OneStageDetector, Outputs
+from da_leukemia.models.one_stage import OneStageDetector, Outputs
 from da_leukemia.tasks.joining import Join
 from da_leukemia.tasks.metrics import FieldMetric
 
@@ -331,10 +331,17 @@ class DetectionTask(L.LightningModule):
     # --- testing -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, batch: UnlabelledBatch) -> Detections:
-        """Detect in windows; boxes are in their pixels."""
+    def _collect(self, batch: UnlabelledBatch, data: FieldDataset, join: Join) -> None:
+        """Detect in windows of ``data``, and read the attributes at the true boxes beside it."""
+        numbers = batch.index.tolist()
         images = batch.images.float().div(255).contiguous(memory_format=torch.channels_last)
-        return self.tested.decode(self.tested(images))
+        outputs = self.tested(images)
+        logits = self.tested.attributes_at(outputs, data.true_boxes(numbers).to(images.device))
+        asked = None
+        if logits.shape[-1]:
+            parts = torch.split(logits.float(), list(data.space.attribute_sizes), -1)
+            asked = torch.cat([part.softmax(-1) for part in parts], -1)
+        join.add(self.tested.decode(outputs), numbers, asked)
 
     @property
     def finishes(self) -> bool:
@@ -373,7 +380,7 @@ class DetectionTask(L.LightningModule):
         """
         join = Join(data, self.detector.max_detections)
         for batch in batches:
-            join.add(self.predict(batch.to(self.device)), batch.index.tolist())
+            self._collect(batch.to(self.device), data, join)
         return join.finish()
 
     def on_validation_epoch_start(self) -> None:
@@ -386,7 +393,8 @@ class DetectionTask(L.LightningModule):
         """Collect detections on the source's validation fields."""
         del batch_idx
         assert self._join is not None
-        self._join.add(self.predict(batch), batch.index.tolist())
+        assert self.validation is not None
+        self._collect(batch, self.validation, self._join)
 
     def on_validation_epoch_end(self) -> None:
         """Score them."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.evaluation.records import FieldRecord
@@ -39,14 +40,21 @@ class Join:
         self._most = most
         self._records: list[FieldRecord] = []
         self._open: list[_Found] = []
+        self._asked: list[NDArray[np.float32]] = []
         self._next = 0
 
-    def add(self, found: Detections, windows: Sequence[int]) -> None:
+    def add(self, found: Detections, windows: Sequence[int], asked: Tensor | None = None) -> None:
         """Take the detections ``(B, K)`` of a batch of windows.
+
+        Args:
+            found: the detections.
+            windows: their numbers.
+            asked: ``(B, M, S)`` attribute probabilities read at `FieldDataset.true_boxes`.
 
         Raises:
             ValueError: not the windows that follow.
         """
+        read = None if asked is None else asked.float().cpu().numpy()
         boxes, scores = found.boxes.float().cpu().numpy(), found.scores.float().cpu().numpy()
         labels, mask = found.labels.cpu().numpy(), found.mask.cpu().numpy()
         attributes = found.attributes.float().cpu().numpy()
@@ -73,6 +81,8 @@ class Join:
                     attributes[row][real][kept],
                 )
             )
+            if read is not None:
+                self._asked.append(read[row, : len(field.labels)])
             last = number + 1 == len(self._data.windows)
             if last or self._data.windows[number + 1][0] != index:
                 self._close(index)
@@ -80,7 +90,8 @@ class Join:
     def _close(self, index: int) -> None:
         field = self._data.fields[index]
         found = _merged(self._open, self._most) if len(self._open) > 1 else self._open[0]
-        self._open = []
+        asked = self._read(index) if self._asked else None
+        self._open, self._asked = [], []
         self._records.append(
             FieldRecord(
                 key=field.key,
@@ -93,8 +104,19 @@ class Join:
                 labels=found.labels,
                 attribute_probs=found.attributes,
                 region=field.annotated_region,
+                true_attribute_probs=asked,
             )
         )
+
+    def _read(self, index: int) -> NDArray[np.float32]:
+        """Return what was read at each true box in the window that has it nearest its middle."""
+        boxes = self._data.fields[index].boxes * self._data.factors(index)
+        windows = self._data.windows[self._next - len(self._asked) : self._next]
+        middle = np.array([(w.x, w.y) for _, w in windows]) + self._data.size / 2
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        off = np.abs(centre[None] - middle[:, None]).max(axis=2)  # (windows, boxes)
+        nearest: NDArray[np.float32] = np.stack(self._asked)[off.argmin(axis=0), range(len(boxes))]
+        return nearest
 
     def finish(self) -> list[FieldRecord]:
         """Return the records of all fields, in their order.

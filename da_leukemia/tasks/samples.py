@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.evaluation.records import FieldRecord
@@ -69,11 +70,31 @@ def _spell(
 
 
 def _attributes(probabilities: Any, space: LabelSpace) -> dict[str, list[Any]]:
+    spelt = spell_attributes(probabilities, space)
+    return {name: likeliest(values) for name, values in spelt.items()}
+
+
+def likeliest(values: Mapping[str, Any]) -> list[Any]:
+    """Return the value of highest probability, and that probability."""
+    value, probability = max(values.items(), key=lambda pair: pair[1])
+    return [value, probability]
+
+
+def spell_attributes(
+    probabilities: NDArray[np.float32], space: LabelSpace
+) -> dict[str, dict[str, float]]:
+    """Return the probability of each value of each attribute of one detection, by name.
+
+    Args:
+        probabilities: ``(S,)``; empty from a detector without attributes.
+        space: label space of the detection.
+    """
     if not len(probabilities):
         return {}
-    ends = np.cumsum(space.attribute_sizes)[:-1]
-    out = {}
-    for attribute, part in zip(space.attributes, np.split(probabilities, ends), strict=True):
-        best = int(np.argmax(part))
-        out[attribute.name] = [attribute.values[best], round(float(part[best]), 3)]
-    return out
+    parts = np.split(probabilities, np.cumsum(space.attribute_sizes)[:-1])
+    return {
+        attribute.name: {
+            value: round(float(p), 3) for value, p in zip(attribute.values, part, strict=True)
+        }
+        for attribute, part in zip(space.attributes, parts, strict=True)
+    }
