@@ -73,12 +73,8 @@ def attribute_f1_by_hand(fields):
                 continue
             overlaps = [iou(box, f.boxes[d]) for d in ranked]
             best = ranked[overlaps.index(max(overlaps))]
-            said, start = [], SIZES[0]
-            for _ in range(6):
-                said.append(
-                    int(f.attribute_probs[best, start + 1] > f.attribute_probs[best, start])
-                )
-                start += 2
+            probs = f.attribute_probs[best, SIZES[0] :].reshape(6, 2)
+            said = [int(yes > no) for no, yes in probs]
             rows.append((codes[1:].tolist(), said))
     scores = []
     for a in range(6):

@@ -22,7 +22,7 @@ from da_leukemia.evaluation import (
     load_records,
     save_records,
 )
-from da_leukemia.evaluation.calibration import BINS, reliability
+from da_leukemia.evaluation.calibration import BINS, attribute_reliability, reliability
 from da_leukemia.evaluation.detection import DetectionScores, detection_metrics
 from da_leukemia.labels import WBC5, Attribute, LabelSpace
 
@@ -535,3 +535,172 @@ def test_a_result_is_json_without_nan():
     assert result["per_attribute"]["size"] == {"f1": 1.0, "balanced_accuracy": 1.0, "truths": 1}
     assert result["per_attribute"]["vacuoles"]["f1"] is None
     assert result["attribute_f1"] == result["ap50"] == result["recall"] == 1.0
+
+
+# --- on true boxes, against the lookup, and how sure -------------------------------------------
+
+
+def macro_by_hand(truth, said):
+    """F1 and recall of each value that occurs, counted one by one; the mean of both."""
+    values = sorted(set(truth))
+    f1, recall = [], []
+    for v in values:
+        hit = sum(t == v and s == v for t, s in zip(truth, said, strict=True))
+        missed = sum(t == v and s != v for t, s in zip(truth, said, strict=True))
+        false = sum(t != v and s == v for t, s in zip(truth, said, strict=True))
+        f1.append(2 * hit / (2 * hit + missed + false))
+        recall.append(hit / (hit + missed))
+    return np.mean(f1), np.mean(recall)
+
+
+def attributed_domain(seed: int, fields: int = 10) -> list[FieldRecord]:
+    rng = np.random.default_rng(seed)
+    records = []
+    for i in range(fields):
+        n = int(rng.integers(0, 5))
+        truths = [(30 * j, 0, 30 * j + 10, 10, rng.integers(-1, 2)) for j in range(n)]
+        found = [(*t[:4], rng.integers(0, 2), rng.random()) for t in truths if rng.random() < 0.7]
+        codes = np.stack([rng.integers(-1, 3, n), rng.integers(-1, 2, n)], 1)
+        asked = np.hstack([rng.dirichlet(np.ones(3), n), rng.dirichlet(np.ones(2), n)])
+        probs = np.hstack([rng.dirichlet(np.ones(k), len(found)) for k in (3, 2)])
+        record = field(
+            truths, found, key=str(i), group=f"g{i}", attributes=codes.reshape(-1, 2), probs=probs
+        )
+        records.append(replace(record, true_attribute_probs=asked.astype(np.float32)))
+    return records
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_on_true_boxes_are_those_counted_one_by_one(seed):
+    records = attributed_domain(seed)
+    truth = np.concatenate([r.true_attributes for r in records])
+    asked = np.concatenate([r.true_attribute_probs for r in records])
+    found = attribute_metrics(records, SPACE, given_boxes=True)
+    scores = []
+    for a, (start, stop) in enumerate([(0, 3), (3, 5)]):
+        known = truth[:, a] >= 0
+        said = asked[known, start:stop].argmax(1)
+        f1, balanced = macro_by_hand(truth[known, a].tolist(), said.tolist())
+        score = found.per_attribute[SPACE.attributes[a].name]
+        assert (score.f1, score.balanced_accuracy) == pytest.approx((f1, balanced))
+        assert score.truths == score.found == known.sum()
+        scores.append((f1, balanced))
+    means = np.mean(scores, axis=0)
+    assert (found.attribute_f1, found.attribute_balanced_accuracy) == pytest.approx(tuple(means))
+    unasked = [replace(r, true_attribute_probs=None) for r in records]
+    assert attribute_metrics(unasked, SPACE, given_boxes=True) is None
+
+
+def test_the_gain_is_over_a_lookup_that_knows_the_types():
+    """Types decide the size and the lookup has it right; the head knows the vacuoles, it cannot."""
+    codes = [(0, 0), (0, 1), (2, 0), (2, 1)]
+    truths = [(*A, 0), (*B, 0), (*C, 1), (*D, 1)]
+    lookup = fit_lookup(np.array([0, 0, 1, 1]), np.array(codes))
+    asked = np.array([soft(1, c[1]) for c in codes], np.float32)  # always "medium"
+    record = field(
+        truths,
+        [(*A, 0, 0.9), (*B, 1, 0.9), (*C, 1, 0.9)],
+        attributes=codes,
+        probs=asked[:3],
+    )
+    result = evaluate([replace(record, true_attribute_probs=asked)], SPACE, (0, 1), lookup)
+    on_boxes = result["attributes"]["true_boxes"]["per_attribute"]
+    assert (on_boxes["size"]["f1"], on_boxes["size"]["lookup_f1"]) == (0.0, 1.0)
+    assert on_boxes["size"]["gain_f1"] == -1.0
+    assert on_boxes["vacuoles"]["gain_f1"] == pytest.approx(1 - 1 / 3)  # always "no": 2/3 and 0
+    assert on_boxes["vacuoles"]["gain_balanced_accuracy"] == pytest.approx(0.5)
+    found = result["attributes"]["found"]["per_attribute"]["size"]
+    assert found["lookup_balanced_accuracy"] == 0.75  # B was named b, so it is guessed large
+    assert result["attributes"]["end_to_end"]["scored"] == 2
+    view = result["attributes"]["end_to_end"]
+    assert view["gain_f1"] == pytest.approx(view["f1"] - view["lookup_f1"])
+    assert result["attribute_f1_true_boxes"] == result["attributes"]["true_boxes"]["f1"] == 0.5
+    missed = result["attributes"]["end_to_end"]["per_attribute"]["vacuoles"]
+    assert missed["balanced_accuracy"] == 0.75  # D was not found: one of two "yes" is lost
+    plain = evaluate([record], SPACE, (0, 1))["attributes"]
+    assert plain.keys() == {"found", "end_to_end"}
+    assert "lookup_f1" not in plain["found"]
+
+
+def test_the_lookup_is_told_by_name():
+    lookup = fit_lookup(np.array([0, 0, -1]), np.array([(2, 1), (2, 1), (1, 0)]))
+    assert lookup.to_dict(SPACE) == {
+        "overall": {"size": "l", "vacuoles": "yes"},
+        "classes": {"a": {"size": "l", "vacuoles": "yes"}, "b": {"size": "l", "vacuoles": "yes"}},
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_attribute_calibration_is_that_of_each_answer(seed):
+    records = attributed_domain(seed, fields=30)
+    pooled, by_name = attribute_reliability(records, SPACE)
+    answers = {"size": [], "vacuoles": []}
+    for r in records:
+        for d, box in enumerate(r.boxes):
+            (n,) = np.flatnonzero((r.true_boxes == box).all(1))
+            for a, (name, start, stop) in enumerate([("size", 0, 3), ("vacuoles", 3, 5)]):
+                probs = r.attribute_probs[d, start:stop]
+                if r.true_attributes[n, a] >= 0:
+                    right = probs.argmax() == r.true_attributes[n, a]
+                    answers[name].append((float(probs.max()), bool(right)))
+
+    def ece(rows):
+        total = 0.0
+        for b in range(BINS):
+            inside = [(p, right) for p, right in rows if min(int(p * BINS), BINS - 1) == b]
+            if inside:
+                sure, right = np.mean(inside, axis=0)
+                total += abs(sure - right) * len(inside) / len(rows)
+        return total
+
+    for name, rows in answers.items():
+        assert by_name[name].ece == pytest.approx(ece(rows), abs=1e-6)
+        assert by_name[name].count.sum() == len(rows)
+    assert pooled.ece == pytest.approx(ece(answers["size"] + answers["vacuoles"]), abs=1e-6)
+    told = pooled.to_dict()
+    assert told["count"][0] == 0  # no answer of three values is below one third
+    assert told["precision"][0] is None
+
+
+def test_calibration_of_nothing_is_no_number():
+    missed = field([(*A, 0)], [(*D, 0, 0.9)], attributes=[(0, 0)], probs=[soft(0, 0)])
+    pooled, by_name = attribute_reliability([missed], SPACE)
+    assert np.isnan(pooled.ece)
+    assert by_name["size"].to_dict()["ece"] is None
+    assert evaluate([missed], SPACE, (0, 1))["attribute_ece"] is None
+    assert attribute_reliability([field([(*A, 0)], [(*A, 0, 0.9)])], SPACE) is None
+    assert attribute_reliability([], SPACE) is None
+
+
+def test_what_was_read_at_true_boxes_survives_the_file_and_the_region(tmp_path: Path):
+    records = attributed_domain(3)
+    save_records(tmp_path / "a.npz", records)
+    back = load_records(tmp_path / "a.npz")
+    for before, after in zip(records, back, strict=True):
+        np.testing.assert_array_equal(before.true_attribute_probs, after.true_attribute_probs)
+    assert evaluate(back, SPACE, (0, 1)) == evaluate(records, SPACE, (0, 1))
+    unasked = [replace(r, true_attribute_probs=None) for r in records]
+    save_records(tmp_path / "b.npz", unasked)
+    assert all(r.true_attribute_probs is None for r in load_records(tmp_path / "b.npz"))
+    with np.load(tmp_path / "b.npz") as file:  # a file of before there was such a thing
+        old = {k: v for k, v in file.items() if k != "true_attribute_probs"}
+    np.savez_compressed(tmp_path / "c.npz", **old)
+    assert evaluate(load_records(tmp_path / "c.npz"), SPACE, (0, 1)) == evaluate(
+        unasked, SPACE, (0, 1)
+    )
+    part = field([(*A, 0), (*D, 0)], attributes=[(0, 0), (0, 0)], region=(0, 0, 30, 30))
+    asked = np.array([soft(0, 0), soft(1, 1)], np.float32)
+    scores = attribute_metrics([replace(part, true_attribute_probs=asked)], SPACE, given_boxes=True)
+    assert scores.attribute_f1 == 1.0  # the wrong one lies outside
+    with pytest.raises(ValueError, match="fit together"):
+        replace(part, true_attribute_probs=asked[:1])
+
+
+def test_true_boxes_are_resampled_by_the_same_bootstrap():
+    records = attributed_domain(2)
+    table = AttributeTable.build(records, SPACE, given_boxes=True)
+    everything = table.statistic(np.ones(len(records), np.int64))
+    assert everything["attribute_f1_true_boxes"] == pytest.approx(table.scores().attribute_f1)
+    assert everything.keys().isdisjoint(
+        AttributeTable.build(records, SPACE).statistic(np.ones(len(records), np.int64))
+    )

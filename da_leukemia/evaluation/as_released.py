@@ -99,8 +99,8 @@ def released_map(records: Sequence[FieldRecord]) -> tuple[float, float]:
     Inside a class each detection chooses the true box of its highest IoU, and of the detections
     that chose a box the most confident one is right; COCO lets the others choose again. The curve
     of precision over recall starts at (0, 1), is joined by straight lines, falls to (1, 0), and its
-    area is taken over 101 points, so that a perfect detector reaches 0.995. Cells of unknown type leave as in `judged`; LeukemiaAttri has
-    none in its own label space.
+    area is taken over 101 points, so that a perfect detector reaches 0.995. Cells of unknown type
+    leave as in `judged`; LeukemiaAttri has none in its own label space.
 
     Returns:
         NaN, NaN where there is no true box.

@@ -141,7 +141,7 @@ def summarise(
             "true": _summary(true_cells(slides[name], space), space),
             "found": _summary(found_cells(slides[name], space, threshold), space),
         }
-        for name in sorted(slides)
+        for name in sorted(slides, key=lambda name: (len(name), name))  # 2 before 10
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from da_leukemia.report.contents import Contents, gather
 from da_leukemia.report.figures import draw_matrix
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.html import page
+from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import latex, markdown, missing_sentence, render_text
 from da_leukemia.sweep.matrix import Result, write_csv
 
@@ -29,7 +31,7 @@ def write_report(
     results: Iterable[Result | Mapping[str, Any]],
     folder: Path,
 ) -> Path:
-    """Write ``matrix.{csv,md,tex,png}`` and ``index.html``, and return the path of the page.
+    """Write ``matrix.{csv,md,tex,png}``, ``slides.json`` and ``index.html``; return its path.
 
     Args:
         experiment: a complete one, as `load_experiment` gives it.
@@ -48,5 +50,7 @@ def write_report(
     (folder / "matrix.tex").write_text(latex(contents), encoding="utf-8")
     draw_matrix(contents, folder / "matrix.png")
     index = folder / "index.html"
-    index.write_text(page(contents), encoding="utf-8")
+    summed = sum_up(contents)
+    (folder / "slides.json").write_text(json.dumps(summed, indent=1) + "\n", encoding="utf-8")
+    index.write_text(page(contents, summed), encoding="utf-8")
     return index

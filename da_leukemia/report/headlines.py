@@ -14,6 +14,11 @@ METRIC_NAMES = {
     "attribute_f1_end_to_end": "Attribute F1, end to end",
     "attribute_balanced_accuracy": "Attribute balanced accuracy",
     "ece": "Calibration error (ECE)",
+    "attribute_f1_true_boxes": "Attribute F1 on true boxes",
+    "attribute_ece": "Calibration error of attributes (ECE)",
+    "ap50_without_none": "AP50 without none",
+    "map50_as_released": "mAP50, as released",
+    "attribute_f1_as_released": "Attribute F1, as released",
 }
 METRIC_MEANINGS = {
     "ap50": "average precision at IoU 0.5, mean over cell types",
@@ -23,8 +28,15 @@ METRIC_MEANINGS = {
     "attribute_f1_end_to_end": "macro-F1 of the attributes; a missed cell is a wrong answer",
     "attribute_balanced_accuracy": "mean recall over attribute values, of cells that were found",
     "ece": "mean gap between score and precision; lower is better",
+    "attribute_f1_true_boxes": "macro-F1 of the attributes, read at the true boxes",
+    "attribute_ece": "mean gap between probability and accuracy, of cells that were found; "
+    "lower is better",
+    "ap50_without_none": 'AP50 with the boxed artefacts ("none") ignored: 13 types, not 14',
+    "map50_as_released": "as YOLOv5 computes it; to compare with AttriDet's published mAP50",
+    "attribute_f1_as_released": "binary F1 of six attributes, a missed cell costs nothing; to "
+    "compare with AttriDet's published F1",
 }
-LOWER_IS_BETTER = frozenset({"ece"})
+LOWER_IS_BETTER = frozenset({"ece", "attribute_ece"})
 
 
 def metric_name(metric: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from da_leukemia.errors import counted
+from da_leukemia.report.attributes import attributes_section
 from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.figures import colour, top_of_scale
 from da_leukemia.report.headlines import (
@@ -23,6 +24,7 @@ from da_leukemia.report.sections import (
     samples_section,
     settings_section,
 )
+from da_leukemia.report.slides import Summed, slides_section
 from da_leukemia.report.tables import knowledge, missing_sentence, percent, score
 from da_leukemia.sweep.matrix import View
 
@@ -30,12 +32,19 @@ MANY = 6
 """Devices from which a heat map gets a line of its own."""
 
 
-def page(contents: Contents) -> str:
-    """Return the whole report as one HTML document."""
+def page(contents: Contents, summed: Summed) -> str:
+    """Return the whole report as one HTML document.
+
+    Args:
+        contents: what is reported.
+        summed: the slides, see `sum_up`.
+    """
     sections = [
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
         ("gap", "How much of the loss adaptation wins back", gap_section(contents)),
         ("types", "By cell type and attribute", details_section(contents)),
+        ("attributes", "Attributes, by both evaluations", attributes_section(contents)),
+        ("slides", "Slide by slide", slides_section(summed, contents.experiment.data.label_space)),
         ("devices", "The devices as they were measured", devices_section(contents)),
         ("samples", "What the detectors see", samples_section(contents)),
         ("missing", "Runs without a result", missing_section(contents)),
@@ -52,7 +61,7 @@ def page(contents: Contents) -> str:
         f"<title>{name}: cross-device matrix</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{_head(contents, links)}\n" + "\n".join(parts) + "\n"
         "<footer>Written by da_leukemia. The same numbers: matrix.csv, matrix.md, matrix.tex, "
-        "matrix.png.</footer>\n</main>\n</body>\n</html>\n"
+        "matrix.png, slides.json.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from da_leukemia.evaluation.bootstrap import Interval, Resamplable
 
-VERSION = 1
+VERSION = 2
 """Raised when an interval of the same records would come out otherwise."""
 
 Bounds = dict[str, tuple[float, float]]
@@ -156,6 +156,7 @@ def table_of(path: Path, result: Result, test: str, attributes: bool) -> Resampl
     records = load_records(path)
     tables: list[Resamplable] = [MatchTable.build(records, labelled_in(result, test))]
     space = LABEL_SPACES.get(str(result.content.get("label_space"))) if attributes else None
-    if space is not None and (table := AttributeTable.build(records, space)) is not None:
-        tables.append(table)
+    if space is not None:
+        both = (AttributeTable.build(records, space, given_boxes=given) for given in (False, True))
+        tables += [table for table in both if table is not None]
     return _Together(tables)

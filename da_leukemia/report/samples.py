@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from da_leukemia.report.figures import colour
 from da_leukemia.report.headlines import reference_method
@@ -30,6 +30,8 @@ MOST = 12
 """Detections shown on one field."""
 
 Box = tuple[float, float, float, float]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,28 +111,41 @@ def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def choose(contents: Contents) -> list[tuple[str, list[tuple[Result, Sample]]]]:
-    """Return for every test device the same field, first without and then with adaptation.
+def first_sample(result: Result, test: str) -> Sample | None:
+    """Return the first sample field that a run left of a device."""
+    if result.folder is None:
+        return None
+    return next(iter(read_samples(result.folder / "samples" / f"{test}.json")), None)
+
+
+def choose(
+    contents: Contents, look: Callable[[Result, str], T | None]
+) -> list[tuple[str, list[tuple[Result, T]]]]:
+    """Return for every test device what two runs left of it: without and with adaptation.
 
     The detector was trained on another device wherever there is one: the first in the order of
     the experiment, not the one that makes the best picture.
+
+    Args:
+        contents: what is reported.
+        look: returns what is wanted of a run on a device, None where it left nothing.
     """
     reference = reference_method(contents.matrix)
     best = contents.gap.best
     methods = dict.fromkeys(m for m in (reference, best.method if best else None) if m)
     chosen = []
     for test in contents.experiment.tests or ():
-        by_source: dict[str, dict[str, tuple[Result, Sample]]] = {}
+        by_source: dict[str, dict[str, tuple[Result, T]]] = {}
         for method in methods:
             for result in contents.results:
                 run = result.run
                 seen = by_source.setdefault(run.source, {})
                 if run.method != method or run.target not in ("", test) or method in seen:
                     continue
-                if result.folder is None or test not in result.content["tests"]:
+                if test not in result.content["tests"]:
                     continue
-                if samples := read_samples(result.folder / "samples" / f"{test}.json"):
-                    seen[method] = (result, samples[0])
+                if (left := look(result, test)) is not None:
+                    seen[method] = (result, left)
         known = {source: found for source, found in by_source.items() if found}
         if known:
             source = min(known, key=lambda s: (s == test, -len(known[s])))
@@ -182,7 +197,10 @@ def _with_legend(picture: Image, findings: Sequence[Finding]) -> Image:
 
     lines = []
     for f in findings:
-        values = [f"{name.replace('_', ' ')} {value}" for name, (value, _) in f.attributes.items()]
+        values = [
+            f"{name.replace('_', ' ')} {value} {100 * sure:.0f} %"
+            for name, (value, sure) in f.attributes.items()
+        ]
         lines += textwrap.wrap(
             f"{f.number} {f.type} {f.score:.2f}{': ' if values else ''}{', '.join(values)}",
             width=100,

@@ -14,7 +14,7 @@ from da_leukemia.report.contents import Contents
 from da_leukemia.report.gap import GapTable
 from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.markup import breakable, escape, table
-from da_leukemia.report.samples import MIN_SCORE, Finding, Sample, choose, draw
+from da_leukemia.report.samples import MIN_SCORE, Finding, Sample, choose, draw, first_sample
 from da_leukemia.report.tables import (
     DASH,
     GAP_HEADER,
@@ -168,7 +168,7 @@ def _breakdown(
 def samples_section(contents: Contents) -> str:
     """Sample fields of every device."""
     blocks = []
-    for test, samples in choose(contents):
+    for test, samples in choose(contents, first_sample):
         figures = "".join(_sample(result, sample) for result, sample in samples)
         blocks.append(f'<h3>{breakable(test)}</h3><div class="pair">{figures}</div>')
     if not blocks:
@@ -176,8 +176,8 @@ def samples_section(contents: Contents) -> str:
     return (
         "<p>White dashes: the true boxes. Coloured boxes: detections, dark for a low score and "
         f"yellow for a high one; those below {MIN_SCORE} are left out. Under each picture the "
-        "attributes of every cell that was found; what is wrong has the truth behind it.</p>"
-        + "".join(blocks)
+        "attributes of every cell and how sure the detector is of each; what is wrong has the "
+        "truth behind it.</p>" + "".join(blocks)
     )
 
 
@@ -207,8 +207,8 @@ def _finding(finding: Finding) -> str:
         told += f' <span class="neg">(truth: {escape(truth.get("type"))})</span>'
     known: dict[str, Any] = (truth or {}).get("attributes") or {}
     said = []
-    for name, (value, _) in finding.attributes.items() if truth is not None else ():
-        words = f"{escape(name.replace('_', ' '))} {escape(value)}"
+    for name, (value, sure) in finding.attributes.items():
+        words = f"{escape(name.replace('_', ' '))} {escape(value)} {100 * sure:.0f}&nbsp;%"
         right = known.get(name)
         if right is not None and right != value:
             words += f' <span class="neg">({escape(right)})</span>'

@@ -27,6 +27,8 @@ COLUMNS = (
 METRICS = (
     *("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end"),
     *("attribute_balanced_accuracy", "ece"),
+    *("attribute_f1_true_boxes", "attribute_ece", "ap50_without_none"),
+    *("map50_as_released", "attribute_f1_as_released"),
 )
 DIGITS = 6
 """Decimals of every number in the matrix, so that a CSV read back is the same matrix."""
