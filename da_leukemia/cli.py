@@ -293,15 +293,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(f"{folder}: no job's folder (there is no config.yaml in it)")
     if not 0 <= arguments.min_score <= 1:
         raise UserError(f"--min-score: expected a score from 0 to 1, got {arguments.min_score}")
-    from da_leukemia.sweep.worker import examine_job
-    from da_leukemia.tasks.export import check_name, write_detections
-
     if arguments.detections is not None:
+        from da_leukemia.tasks.export import check_name
+
         check_name(arguments.detections)
+    from da_leukemia.sweep.worker import examine_job
+
     tested = examine_job(folder, arguments.domain)
     if arguments.detections is not None:
         from da_leukemia.config import load_job
         from da_leukemia.labels import get_label_space
+        from da_leukemia.tasks.export import write_detections
 
         space = get_label_space(load_job(folder / "config.yaml").data.label_space)
         found = {device: (t.records, t.fields) for device, t in tested.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import random
 import re
 import shutil
@@ -13,14 +14,18 @@ from PIL import Image
 from test_matrix_support import DEVICES, make_experiment, make_result, make_sweep, write_samples
 
 from da_leukemia.errors import UserError
+from da_leukemia.evaluation import load_records
+from da_leukemia.evaluation.slides import summarise
+from da_leukemia.labels import LABEL_SPACES
 from da_leukemia.report import render_text, write_report
+from da_leukemia.report.attributes import pool
 from da_leukemia.report.figures import colour, text_on, top_of_scale
 from da_leukemia.report.samples import draw, overlap, read_samples
 from da_leukemia.report.tables import tex
 from da_leukemia.sweep.matrix import read_csv
 from da_leukemia.sweep.plan import make_plan
 
-FILES = ("matrix.csv", "matrix.md", "matrix.tex", "matrix.png", "index.html")
+FILES = ("slides.json", "matrix.csv", "matrix.md", "matrix.tex", "matrix.png", "index.html")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,95 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
+def without_new_keys(results):
+    """Results as they were before attributes were scored by both evaluations."""
+    new = ("attributes", "as_released", "reliability")
+    stripped = []
+    for result in results:
+        tests = {
+            name: {
+                **test,
+                "metrics": {
+                    k: v
+                    for k, v in test["metrics"].items()
+                    if k not in new and "released" not in k and "true_boxes" not in k
+                },
+            }
+            for name, test in result["tests"].items()
+        }
+        stripped.append({**result, "tests": tests})
+    return stripped
+
+
+def test_older_results_still_make_a_report(sweep, report, tmp_path):
+    experiment, results = sweep
+    shutil.copy(report / "intervals.json", tmp_path)
+    page = Page(write_report(experiment, without_new_keys(results), tmp_path).read_text("utf-8"))
+    assert page.open == []
+    assert "Attributes, by both evaluations" not in page.text
+    assert "mean_teacher closes" in page.text
+    mixed = [*without_new_keys(results[:1]), *results[1:]]
+    page = Page(write_report(experiment, mixed, tmp_path).read_text("utf-8"))
+    assert "Attributes, by both evaluations" in page.text
+
+
+def test_attributes_stand_in_one_table_by_both_evaluations(sweep, report):
+    _, results = sweep
+    page = Page((report / "index.html").read_text("utf-8"))
+    assert "as released" in page.text
+    assert "strict, on found cells" in page.text
+    assert "strict, end to end" in page.text
+    values = [
+        test["metrics"]["attributes"]["end_to_end"]["f1"]
+        for r in results
+        for name, test in r["tests"].items()
+        if (r["method"], r["source"] == name) == ("fair_source_only", True)
+    ]
+    text = (report / "index.html").read_text("utf-8")
+    start = "<td>fair_source_only</td><td>same</td><td>strict, end to end</td>"
+    mean = sum(values) / len(values)
+    assert f'{start}<td class="n">{mean:.3f}</td>' in text
+    assert "score_threshold=0.01, nms_iou=0.6, max_detections=100" in page.text
+
+
+def test_reliability_is_pooled_by_counts():
+    def table(counts, sure, right):
+        return {"count": counts, "confidence": sure, "precision": right}
+
+    one = table([1, 0, 3], [0.1, None, 0.9], [1.0, None, 0.5])
+    two = table([0, 0, 1], [None, None, 0.7], [None, None, 1.0])
+    both = pool([one, two, table([0, 0, 0], [None] * 3, [None] * 3)])
+    assert both["count"] == [1, 0, 4]
+    assert both["confidence"] == pytest.approx([0.1, None, 0.85])
+    assert both["precision"] == pytest.approx([1.0, None, 0.625])
+    assert both["ece"] == pytest.approx((0.9 * 1 + 0.225 * 4) / 5)
+    assert pool([table([0], [None], [None])]) is None
+
+
+def test_slides_tell_what_is_true_beside_what_was_found(sweep, report):
+    experiment, results = sweep
+    summed = json.loads((report / "slides.json").read_text())
+    assert set(summed) == set(DEVICES)
+    text = (report / "index.html").read_text("utf-8")
+    for test, runs in summed.items():
+        assert [run["method"] for run in runs] == ["fair_source_only", "mean_teacher"]
+        for run in runs:
+            assert run["source"] != test
+            found = next(
+                r
+                for r in results
+                if (r["method"], r["source"]) == (run["method"], run["source"])
+                and r["target"] == (run["target"] or None)
+            )
+            path = experiment.folder / "jobs" / found["job"] / "records" / f"{test}.npz"
+            assert run["slides"] == summarise(load_records(path), LABEL_SPACES["lineage"])
+            blasts = run["slides"][0]["found"]["blasts"]
+            told = f"{blasts['count']}, {100 * blasts['share']:.0f} %"
+            assert told in text
+    assert "all blasts" in text
+    assert "nuclear chromatin: coarse" in text
+
+
 def test_all_files_are_written(report):
     assert all((report / name).stat().st_size > 0 for name in FILES)
 
@@ -88,7 +182,7 @@ def test_samples_of_every_device_are_drawn(report):
     page = Page((report / "index.html").read_text(encoding="utf-8"))
     assert len(page.images) == 2 * len(DEVICES)
     assert all(image["src"].startswith("data:image/jpeg") for image in page.images)
-    assert "nuclear shape" in page.text
+    assert re.search(r"nuclear shape regular 80\s%", page.text)
 
 
 def test_the_picture_opens(report):
@@ -203,6 +297,23 @@ def test_broken_samples_leave_the_report_alone(sweep, tmp_path):
     (tmp_path / "phone.json").write_text(whole.read_text()[:-20])
     assert read_samples(tmp_path / "phone.json") == []
     assert read_samples(tmp_path / "none.json") == []
+
+
+def test_a_second_name_for_a_cell_stands_behind_the_first(sweep, tmp_path):
+    """Two tags on one cell hide each other, and the second would be called a false alarm."""
+    experiment, _ = sweep
+    image = next((experiment.folder / "images").iterdir())
+
+    def found(x, kind, score):
+        return {"box": [x, 0, x + 20, 20], "type": kind, "score": score, "attributes": {}}
+
+    detections = [found(0, "a", 0.5), found(2, "b", 0.9), found(1, "b", 0.4), found(80, "c", 0.6)]
+    truths = [{"box": [0, 0, 20, 20], "type": "a"}]
+    entry = {"image": str(image), "truths": truths, "detections": detections}
+    (tmp_path / "d.json").write_text(json.dumps([entry]))
+    (sample,) = read_samples(tmp_path / "d.json")
+    assert [f.title for f in sample.findings] == ["b 0.90 or a 0.50", "c 0.60"]
+    assert [f.truth for f in sample.findings] == [truths[0], None]
 
 
 def test_overlap_by_hand():

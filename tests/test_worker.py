@@ -12,11 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from da_leukemia import cli
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Domain, save_job
+from da_leukemia.config import Domain, load_job, save_job
 from da_leukemia.errors import ConfigError, DataError, UserError
 from da_leukemia.evaluation.records import load_records
+from da_leukemia.labels import LINEAGE
 from da_leukemia.sweep import ledger, worker
+from da_leukemia.sweep.facts import read_facts
 from da_leukemia.tasks.detection import DivergedError
 
 H, L_ = "H_100X_C2", "L_100X_C2"
@@ -82,6 +85,8 @@ def test_a_job_leaves_a_whole_result(make_job, run):
     assert result["config"]["trainer"]["steps"] == 4
     assert {"torch", "timm", "evaluator", "python"} <= result["versions"].keys()
     assert result["timings"]["train_s"] > 0
+    assert set(result["attribute_lookup"]["classes"]) == {"wbc"}
+    assert result["attribute_lookup"]["overall"]["nuclear_chromatin"] in ("open", "coarse")
     assert (folder / "split.json").is_file()
     for device in (H, L_):
         scores = result["tests"][device]["metrics"]
@@ -90,6 +95,11 @@ def test_a_job_leaves_a_whole_result(make_job, run):
         assert len(records) == scores["fields"] > 0
         assert all(r.key.startswith(device) for r in records)
         assert sum(len(r.true_labels) for r in records) == scores["boxes"]
+        for view in ("true_boxes", "found", "end_to_end"):
+            told = scores["attributes"].get(view)
+            assert told is None or told["f1"] is None or 0 <= told["lookup_f1"] <= 1
+        assert all(len(r.true_attribute_probs) == len(r.true_labels) for r in records)
+        assert scores["attributes"]["true_boxes"]["f1"] == scores["attribute_f1_true_boxes"] > 0
         samples = json.loads((folder / "samples" / f"{device}.json").read_text())
         assert samples
         assert {"image", "name", "truths", "detections"} <= samples[0].keys()
@@ -306,6 +316,50 @@ def test_a_checkpoint_holds_nothing_that_is_executed(make_job, run):
     assert content["global_step"] == 4
     assert any(k.startswith("ema.model.") for k in content["state_dict"])
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_the_lookup_is_learned_from_the_training_fields_of_the_source(make_job, run):
+    """Relearned from the files by hand; the test fields would say otherwise."""
+    folder = run(make_job(FAIR, target=None, data={"label_space": "lineage"}))
+    result = worker.read_result(folder)
+    parts = json.loads((folder / "split.json").read_text())["parts"]
+    job = load_job(folder / "config.yaml")
+    fields = read_facts(job.data).indexes[H].fields
+    told = result["attribute_lookup"]["classes"]
+    for k, name in enumerate(LINEAGE.classes):
+        for a, attribute in enumerate(LINEAGE.attributes):
+            seen = [
+                codes[a]
+                for f in fields
+                if parts[f.group] == "train"
+                for label, codes in zip(f.labels, f.attributes.tolist(), strict=True)
+                if label == k and codes[a] >= 0
+            ]
+            if seen:
+                most = max(range(len(attribute.values)), key=seen.count)
+                assert told[name][attribute.name] == attribute.values[most]
+
+
+def test_what_was_found_is_written_with_its_attributes(make_job, run, tmp_path, capsys):
+    folder = run(make_job(FAIR))
+    command = ["evaluate", str(folder), "--domain", L_, "--min-score", "0"]
+    assert cli.main([*command, "--detections", str(tmp_path / "found.json")]) == 0
+    (device,) = json.loads((tmp_path / "found.json").read_text())["devices"].items()
+    name, content = device
+    assert name == L_
+    records = {r.key: r for r in load_records(folder / "records" / f"{L_}.npz")}
+    assert {f["field"] for f in content["fields"]} == records.keys()
+    for listed in content["fields"]:
+        found = listed["detections"]
+        assert 0 < len(found) <= len(records[listed["field"]].labels)
+        assert found[0]["score"] == pytest.approx(records[listed["field"]].scores.max(), abs=1e-4)
+        for values in found[0]["attributes"].values():
+            assert sum(values.values()) == pytest.approx(1, abs=0.002)
+    slides = {r.group.removeprefix("patient:") for r in records.values()}
+    assert {s["slide"] for s in content["slides"]} == slides
+    assert "attribute_f1_true_boxes" in capsys.readouterr().out
+    assert cli.main([*command, "--detections", "found.txt"]) == 2
+    assert cli.main([*command[:-1], "3"]) == 2
 
 
 def test_a_finished_job_can_be_tested_again(make_job, run, tmp_path):

@@ -114,8 +114,8 @@ def evaluate(
         "reliability": {
             "types": found.to_dict(),
             "attributes": of_attributes[0].to_dict() if of_attributes else None,
-            "per_attribute": {
-                name: table.to_dict()
+            "ece_per_attribute": {
+                name: _number(table.ece)
                 for name, table in (of_attributes[1] if of_attributes else {}).items()
             },
         },

@@ -27,7 +27,7 @@ WIDTH = 720
 
 MIN_SCORE = 0.3
 MOST = 12
-"""Detections shown on one field."""
+"""Cells shown on one field."""
 
 Box = tuple[float, float, float, float]
 
@@ -41,6 +41,7 @@ class Finding:
     Attributes:
         number: tag on the picture.
         truth: the cell it found (IoU >= 0.5, best score first), None for a false alarm.
+        others: type and score of weaker detections of the same cell (IoU >= 0.5).
     """
 
     number: int
@@ -49,6 +50,13 @@ class Finding:
     type: str
     attributes: Mapping[str, tuple[str, float]]
     truth: Mapping[str, Any] | None
+    others: Sequence[tuple[str, float]] = ()
+
+    @property
+    def title(self) -> str:
+        """Type and score, then what else the cell may be: ``blast 0.81 or lymphoid 0.40``."""
+        named = [(self.type, self.score), *self.others]
+        return " or ".join(f"{kind} {score:.2f}" for kind, score in named)
 
 
 @dataclass(frozen=True)
@@ -91,10 +99,15 @@ def read_samples(path: Path) -> list[Sample]:
 
 def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
     free = list(entry["truths"])
-    ranked = sorted(entry["detections"], key=lambda d: -float(d["score"]))
-    for number, found in enumerate(ranked[:MOST], start=1):
-        if float(found["score"]) < MIN_SCORE:
-            return
+    shown = [d for d in entry["detections"] if float(d["score"]) >= MIN_SCORE]
+    cells: list[list[Mapping[str, Any]]] = []
+    for found in sorted(shown, key=lambda d: -float(d["score"])):
+        same = (c for c in cells if overlap(c[0]["box"], found["box"]) >= 0.5)
+        if (cell := next(same, None)) is not None:
+            cell.append(found)
+        else:
+            cells.append([found])
+    for number, (found, *others) in enumerate(cells[:MOST], start=1):
         best = max(free, key=lambda t: overlap(t["box"], found["box"]), default=None)
         if best is not None and overlap(best["box"], found["box"]) >= 0.5:
             free.remove(best)
@@ -108,6 +121,7 @@ def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
             str(found["type"]),
             {k: (str(v[0]), float(v[1])) for k, v in (found.get("attributes") or {}).items()},
             best,
+            [(str(o["type"]), float(o["score"])) for o in others if o["type"] != found["type"]],
         )
 
 
@@ -202,7 +216,7 @@ def _with_legend(picture: Image, findings: Sequence[Finding]) -> Image:
             for name, (value, sure) in f.attributes.items()
         ]
         lines += textwrap.wrap(
-            f"{f.number} {f.type} {f.score:.2f}{': ' if values else ''}{', '.join(values)}",
+            f"{f.number} {f.title}{': ' if values else ''}{', '.join(values)}",
             width=100,
             subsequent_indent="    ",
         )

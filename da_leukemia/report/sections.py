@@ -175,7 +175,8 @@ def samples_section(contents: Contents) -> str:
         return ""
     return (
         "<p>White dashes: the true boxes. Coloured boxes: detections, dark for a low score and "
-        f"yellow for a high one; those below {MIN_SCORE} are left out. Under each picture the "
+        f"yellow for a high one; those below {MIN_SCORE} are left out, of two on one cell the "
+        "better is drawn. Under each picture the "
         "attributes of every cell and how sure the detector is of each; what is wrong has the "
         "truth behind it.</p>" + "".join(blocks)
     )
@@ -189,7 +190,7 @@ def _sample(result: Result, sample: Sample) -> str:
     run = result.run
     goal = f", adapted to {run.target}" if run.target else ", not adapted"
     found = "".join(_finding(f) for f in sample.findings)
-    alt = f"{sample.name}: {len(sample.truths)} true cells, {len(sample.findings)} detections"
+    alt = f"{sample.name}: {len(sample.truths)} true cells, {len(sample.findings)} found"
     return (
         f'<figure><img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
         f"<figcaption><b>{breakable(run.method)}</b>, trained on "
@@ -200,7 +201,7 @@ def _sample(result: Result, sample: Sample) -> str:
 
 def _finding(finding: Finding) -> str:
     truth = finding.truth
-    told = f"<b>{finding.number}</b> {escape(finding.type)} {finding.score:.2f}"
+    told = f"<b>{finding.number}</b> {escape(finding.title)}"
     if truth is None:
         told += ' <span class="neg">(no such cell)</span>'
     elif truth.get("type") != finding.type:

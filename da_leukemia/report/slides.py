@@ -60,9 +60,9 @@ def slides_section(summed: Summed, label_space: str) -> str:
             f"<h3>{breakable(test)}</h3><p class='note'>{escape(told)}.</p>{''.join(pages)}"
         )
     return (
-        "<p>A slide is a patient; where a device names none, all of its fields. Shares of the "
-        "cells of known type with Wilson's 95 % interval: what counting so many cells can tell, "
-        "not what the detector got wrong. Detections from a score of "
+        "<p>A slide is a patient; where a device names none, all of its fields. Count and share "
+        "of the cells of known type, with Wilson's 95 % interval: what counting so many cells can "
+        "tell, not what the detector got wrong. Detections from a score of "
         f"{COUNTED_SCORE} count, overlapping ones once. Blasts are counted with their equivalents "
         "(promonocytes, abnormal promyelocytes). The same as JSON: slides.json.</p>"
         + "".join(blocks)
@@ -101,7 +101,7 @@ def _share(share: Mapping[str, Any]) -> str:
     if share["share"] is None:
         return DASH
     low, high = (f"{100 * share[end]:.0f}" for end in ("low", "high"))
-    return f"{share['count']}: {100 * share['share']:.0f} % [{low}, {high}]"
+    return f"{share['count']}, {100 * share['share']:.0f} % [{low}, {high}]"
 
 
 def _looks(
