@@ -198,6 +198,13 @@ def test_a_box_may_not_choose_again_after_its_best_is_taken():
     assert released_map([record])[0] < 0.63
 
 
+def test_a_detection_chooses_the_box_of_its_highest_iou():
+    """Each of two crowded cells is found exactly; their neighbours overlap by two thirds."""
+    close = (2, 0, 12, 10)
+    record = field([(*A, 0), (*close, 0)], [(*A, 0, 0.9), (*close, 0, 0.8)])
+    assert released_map([record]) == pytest.approx((0.995, 0.995))
+
+
 def test_artefacts_are_scored_and_ignored_side_by_side():
     """A missed artefact and a false one cost among 14 classes and nothing among 13."""
     record = field(

@@ -308,6 +308,7 @@ def test_a_second_name_for_a_cell_stands_behind_the_first(sweep, tmp_path):
         return {"box": [x, 0, x + 20, 20], "type": kind, "score": score, "attributes": {}}
 
     detections = [found(0, "a", 0.5), found(2, "b", 0.9), found(1, "b", 0.4), found(80, "c", 0.6)]
+    detections.append(found(1, "a", 0.35))
     truths = [{"box": [0, 0, 20, 20], "type": "a"}]
     entry = {"image": str(image), "truths": truths, "detections": detections}
     (tmp_path / "d.json").write_text(json.dumps([entry]))

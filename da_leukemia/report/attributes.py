@@ -66,7 +66,7 @@ def attributes_section(contents: Contents) -> str:
     if detection:
         parts += [
             f"<p>Detection by both evaluations. {escape(_settings(contents))}</p>",
-            table(DETECTION_HEADER, detection, words=2),
+            table(*_without_empty(DETECTION_HEADER, detection), words=2),
         ]
     if plots:
         parts += [
@@ -76,6 +76,14 @@ def attributes_section(contents: Contents) -> str:
             f"<div class='plots'>{''.join(plots)}</div>",
         ]
     return "".join(parts)
+
+
+def _without_empty(
+    header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Drop columns without any value: most label spaces have no class "none"."""
+    kept = [i for i in range(len(header)) if any(row[i] != DASH for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _groups(contents: Contents) -> Iterator[tuple[str, bool, Tested]]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WIDTH = 720
 """Pixels; smaller fields are enlarged so that the tags stay legible."""
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
 MIN_SCORE = 0.3
 MOST = 12
 """Cells shown on one field."""
@@ -121,8 +123,17 @@ def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
             str(found["type"]),
             {k: (str(v[0]), float(v[1])) for k, v in (found.get("attributes") or {}).items()},
             best,
-            [(str(o["type"]), float(o["score"])) for o in others if o["type"] != found["type"]],
+            _others(found, others),
         )
+
+
+def _others(
+    found: Mapping[str, Any], weaker: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, float]]:
+    """Return the best score of each other type, best first."""
+    best = {str(o["type"]): float(o["score"]) for o in reversed(weaker)}
+    best.pop(str(found["type"]), None)
+    return sorted(best.items(), key=lambda o: -o[1])
 
 
 def first_sample(result: Result, test: str) -> Sample | None:
@@ -188,12 +199,14 @@ def draw(sample: Sample, legend: bool = False) -> bytes:
     font = _font(15)
     for truth in sample.truths:
         _dashed(pen, [v * scale for v in truth["box"]])
-    taken: list[Box] = []
     for finding in sample.findings:
-        paper, ink = colour(finding.score, 1.0)
         box = [v * scale for v in finding.box]
         pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline="#000000", width=1)
-        pen.rectangle(_ordered(box), outline=paper, width=3)
+        pen.rectangle(_ordered(box), outline=colour(finding.score, 1.0)[0], width=3)
+    taken: list[Box] = []
+    for finding in sample.findings:  # after all boxes, so that none is drawn over a tag
+        paper, ink = colour(finding.score, 1.0)
+        box = [v * scale for v in finding.box]
         text = f"{finding.number} {finding.type} {finding.score:.2f}"
         place = _tag_place(pen, font, text, box, picture.size, taken)
         taken.append(place)
@@ -212,7 +225,7 @@ def _with_legend(picture: Image, findings: Sequence[Finding]) -> Image:
     lines = []
     for f in findings:
         values = [
-            f"{name.replace('_', ' ')} {value} {100 * sure:.0f} %"
+            f"{name.replace('_', ' ')} {value} {100 * sure:.0f}{NO_BREAK}%"
             for name, (value, sure) in f.attributes.items()
         ]
         lines += textwrap.wrap(
