@@ -251,3 +251,29 @@ def test_the_overlap_holds_the_largest_cell():
     how = scaled(px_per_um=2.0)
     xs = sorted({w.x for w in how.windows(1440, 900)})
     assert min(a + SIZE - b for a, b in itertools.pairwise(xs)) >= OVERLAP_UM * 2.0 - 1
+
+
+def test_attributes_of_a_true_box_are_read_in_a_window_that_holds_all_of_it():
+    """Each window answers with its own number, so that the record tells which one was asked."""
+    rng = np.random.default_rng(1)
+    fields = []
+    for size in ((640, 480), (200, 900), (100, 60)):
+        corner = rng.uniform(0, np.array(size) - 50, (30, 2))
+        boxes = np.hstack([corner, corner + rng.uniform(20, 50, (30, 2))])
+        fields.append(field_of(boxes, size))
+    data = FieldDataset(fields, WBC, scaled())
+    join = Join(data, 100)
+    for first in range(0, len(data.windows), 4):
+        numbers = list(range(first, min(first + 4, len(data.windows))))
+        asked = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+        asked = asked.expand(-1, data.max_boxes, 2)
+        assert data.true_boxes(numbers).shape == (len(numbers), data.max_boxes, 4)
+        join.add(seen_perfectly(data, numbers), numbers, asked)
+    for index, record in enumerate(join.finish()):
+        assert record.true_attribute_probs.shape == (30, 2)
+        for box, (number, _) in zip(record.true_boxes, record.true_attribute_probs, strict=True):
+            owner, window = data.windows[int(number)]
+            assert owner == index
+            place = box * data.factors(index) - np.array([window.x, window.y] * 2)
+            assert (place >= 0).all()
+            assert (place <= SIZE).all()
