@@ -19,6 +19,7 @@ from da_leukemia.evaluation.records import FieldRecord, load_records, save_recor
 from da_leukemia.labels import LabelSpace
 
 __all__ = [
+    "DETAILS",
     "EVALUATOR_VERSION",
     "AttributeTable",
     "ClassLookup",
@@ -35,6 +36,9 @@ __all__ = [
 
 EVALUATOR_VERSION = "1"
 """Raised with every change that changes a number. Scores of two versions are not comparable."""
+
+DETAILS = frozenset({"attributes", "as_released", "reliability"})
+"""Entries of a result that hold tables; their headline scores stand beside them as numbers."""
 
 ARTEFACT = "none"
 """The class of boxed artefacts. Scored with the others, and beside it ignored."""

@@ -30,7 +30,7 @@ from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.images import Store, open_store
 from da_leukemia.data.preparation import Preparation, preparations
 from da_leukemia.errors import DataError, UserError
-from da_leukemia.evaluation import ClassLookup, evaluate, fit_lookup
+from da_leukemia.evaluation import DETAILS, ClassLookup, evaluate, fit_lookup
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
 from da_leukemia.models.factory import build_detector, load_weights
@@ -125,7 +125,12 @@ def run_job(folder: Path) -> None:
         if tracker is not None:
             tracker.log_samples(sorted((folder / "samples").glob("*.json")))
             tracker.finish(
-                {f"{d}/{k}": v for d, t in tests.items() for k, v in t["metrics"].items()}
+                {
+                    f"{d}/{k}": v
+                    for d, t in tests.items()
+                    for k, v in t["metrics"].items()
+                    if k not in DETAILS
+                }
             )
             tracker = None
         write_json(folder / "result.json", result)
