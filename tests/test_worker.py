@@ -318,13 +318,15 @@ def test_a_checkpoint_holds_nothing_that_is_executed(make_job, run):
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_the_lookup_is_learned_from_the_training_fields_of_the_source(make_job, run):
+@pytest.mark.parametrize("source", [H, f"{H}+{L_}"])
+def test_the_lookup_is_learned_from_the_training_fields_of_the_source(make_job, run, source):
     """Relearned from the files by hand; the test fields would say otherwise."""
-    folder = run(make_job(FAIR, target=None, data={"label_space": "lineage"}))
+    folder = run(make_job(FAIR, target=None, source=source, data={"label_space": "lineage"}))
     result = worker.read_result(folder)
     parts = json.loads((folder / "split.json").read_text())["parts"]
     job = load_job(folder / "config.yaml")
-    fields = read_facts(job.data).indexes[H].fields
+    indexes = read_facts(job.data).indexes
+    fields = [f for name in source.split("+") for f in indexes[name].fields]
     told = result["attribute_lookup"]["classes"]
     for k, name in enumerate(LINEAGE.classes):
         for a, attribute in enumerate(LINEAGE.attributes):

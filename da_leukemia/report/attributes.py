@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from da_leukemia.config import devices_of
 from da_leukemia.evaluation.as_released import MAX_DETECTIONS, NMS_IOU, SCORE_THRESHOLD
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.headlines import reference_method
@@ -96,7 +97,7 @@ def _groups(contents: Contents) -> Iterator[tuple[str, bool, Tested]]:
                 for test in result.content["tests"]
                 if result.run.method == method
                 and result.run.target in ("", test)
-                and (result.run.source == test) is same
+                and (test in devices_of(result.run.source)) is same
             ]
             if tested:
                 yield method, same, tested

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from da_leukemia.config import devices_of
 from da_leukemia.report.figures import colour
 from da_leukemia.report.headlines import reference_method
 from da_leukemia.sweep.matrix import Result
@@ -173,7 +174,7 @@ def choose(
                     seen[method] = (result, left)
         known = {source: found for source, found in by_source.items() if found}
         if known:
-            source = min(known, key=lambda s: (s == test, -len(known[s])))
+            source = min(known, key=lambda s: (test in devices_of(s), -len(known[s])))
             chosen.append((test, list(known[source].values())))
     return chosen
 

@@ -156,8 +156,9 @@ class Fields:
 
     @cached_property
     def lookup(self) -> ClassLookup:
-        """Attributes by cell type, from the source's training labels."""
-        seen = self.facts.split.select(self.facts.indexes[self.job.source], "train").fields
+        """Attributes by cell type, from the training labels of the source or sources."""
+        indexes = [self.facts.indexes[name] for name in devices_of(self.job.source)]
+        seen = [f for index in indexes for f in self.facts.split.select(index, "train")]
         return fit_lookup(
             np.concatenate([f.labels for f in seen]),
             np.concatenate([f.attributes for f in seen]),
