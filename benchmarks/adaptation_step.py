@@ -81,6 +81,7 @@ def build(method: Method, settings: Detector, device: torch.device) -> TimedTask
         augmentation=Augmentation(),
         strong=method.augmentation == "strong",
         ema=method.ema,
+        source_classes=range(len(WBC.classes)),
     )
     task.to(device).train()
     task.detector.register_forward_pre_hook(lambda _, given: _count(task, len(given[0])))
@@ -149,6 +150,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         method = load_method(preset)
         tasks[preset] = build(method, settings, device)
         batch = make_batch(given.batch, given.size, needs_target(method), device)
+        if method.source_free:
+            del batch["source"]
         steppers[preset] = stepper(tasks[preset], batch, device, given.bf16)
     taken: dict[str, list[float]] = {preset: [] for preset in names}
     for repeat in range(given.warmup + given.repeats):
