@@ -48,7 +48,7 @@ def test_readme_experiment_is_a_valid_one(tmp_path):
     path = tmp_path / "my_two_cameras.yaml"
     path.write_text(block)
     plan = make_plan(load_experiment(path))
-    # Two cameras, the phone test-only: fair and plain source-only, two adapted methods, three seeds.
+    # Two cameras, the phone test-only: two source-only and two adapted methods, three seeds.
     assert len(plan) == 12
 
 
