@@ -120,6 +120,25 @@ def test_an_offline_run_is_read_back(sweep, capfd):
     assert output.out + output.err == ""
 
 
+def test_recorded_epochs_are_logged_over_their_own_steps(sweep):
+    """They are judged after training, when the step of the run can no longer go back."""
+    experiment, _ = sweep
+    job = make_plan(experiment)[0]
+    run = wandb_run.start_job(job, experiment.folder / "jobs" / job.hash)
+    run.log({"train/loss": 0.5}, 20)
+    run.log_epochs(
+        [
+            {"epoch": e, "step": 10 * e, "tests": {"phone": 0.1 * e}, "source_validation": None}
+            for e in (1, 2)
+        ]
+    )
+    run.log_epochs([])
+    run.finish()
+    (where,) = offline_runs(experiment)
+    history = [h for h in read_run(where)["history"] if "epochs/step" in h]
+    assert [(h["epochs/step"], h["epochs/tests/phone"]) for h in history] == [(10, 0.1), (20, 0.2)]
+
+
 def test_the_matrix_is_logged_as_table_picture_and_page(sweep, capsys):
     experiment, results = sweep
     report = write_report(experiment, results, experiment.folder / "report").parent

@@ -204,6 +204,12 @@ def check_numbers(experiment: Experiment) -> list[str]:
         for value in experiment.twins
         if value not in TWINS
     ]
+    if experiment.selection.every < 0:
+        problems.append(
+            f"selection.every: expected epochs, 0 for none, got {experiment.selection.every}"
+        )
+    if experiment.selection.images < 1:
+        problems.append(f"selection.images: expected at least 1, got {experiment.selection.images}")
     if not experiment.seeds:
         problems.append("seeds: empty; name at least one")
     if experiment.name in ("", "..") or Path(experiment.name).name != experiment.name:

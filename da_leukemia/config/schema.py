@@ -179,6 +179,18 @@ def devices_of(source: str) -> tuple[str, ...]:
 
 
 @dataclass
+class Selection:
+    """Weights kept while training, from which an epoch is chosen afterwards. See docs/selection.md.
+
+    Decides nothing about the training and is no part of a job's identity.
+    """
+
+    every: int = 0  # epochs between two that are kept; 0 = nothing is recorded
+    images: int = 24  # unlabelled training images of a device that the label-free scorers see
+    keep: bool = False  # leave the weights in the job's folder, epochs/00005.pt
+
+
+@dataclass
 class Experiment:
     """One sweep: a grid of methods x sources x targets x seeds."""
 
@@ -188,6 +200,7 @@ class Experiment:
     detector: Detector = field(default_factory=Detector)
     augmentation: Augmentation = field(default_factory=Augmentation)
     trainer: Trainer = field(default_factory=Trainer)
+    selection: Selection = field(default_factory=Selection)
     # a device, several at once as `a+b`, or `leave_one_out`; default: every domain with labels
     sources: list[str] | None = None
     targets: list[str] | None = None  # default: the tests
@@ -261,6 +274,7 @@ class Job:
     detector: Detector
     augmentation: Augmentation
     trainer: Trainer
+    selection: Selection = field(default_factory=Selection)
     tracking: str = "none"
     sweep: str = ""
 
@@ -269,7 +283,7 @@ class Job:
         """Content hash without names, paths, devices and workers (12 hexadecimal digits)."""
         identity = dataclasses.asdict(self)
         identity["method"]["components"] = active_components(self.method)
-        for key in ("method_name", "tests", "tracking", "sweep"):
+        for key in ("method_name", "tests", "selection", "tracking", "sweep"):
             del identity[key]
         for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
             del identity["trainer"][key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -70,6 +71,25 @@ class FieldDataset(Dataset[int]):
         longest = max((len(f.labels) for f in self.fields), default=0)
         # One padded length for the whole data set: every batch has the same shapes.
         self.max_boxes = max(4, -(-longest // 4) * 4)
+
+    def without_labels(self) -> FieldDataset:
+        """Return the same images from which every label is taken out."""
+        blind = [
+            replace(
+                f,
+                boxes=f.boxes[:0],
+                labels=f.labels[:0],
+                attributes=f.attributes[:0],
+                labelled_classes=(),
+                annotated_region=None,
+            )
+            for f in self.fields
+        ]
+        return self.of(blind)
+
+    def of(self, fields: Sequence[FieldOfView]) -> FieldDataset:
+        """Return a data set of other fields that are read as these are."""
+        return FieldDataset(fields, self.space, self._how, self.store, self.seed)
 
     def __len__(self) -> int:
         return len(self.fields)

@@ -12,6 +12,7 @@ from da_leukemia.report.contents import Contents, gather
 from da_leukemia.report.figures import draw_matrix
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.html import page
+from da_leukemia.report.selection import selection_markdown, write_selection
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import latex, markdown, missing_sentence, render_text
 from da_leukemia.sweep.matrix import Result, write_csv
@@ -33,6 +34,8 @@ def write_report(
 ) -> Path:
     """Write ``matrix.{csv,md,tex,png}``, ``slides.json`` and ``index.html``; return its path.
 
+    Where epochs were recorded, also ``selection.csv``: what each rule of choice picks in each run.
+
     Args:
         experiment: a complete one, as `load_experiment` gives it.
         results: parsed result files of this experiment (see `ledger.collect`), in any order; any
@@ -46,7 +49,10 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     contents = gather(experiment, results, cache=folder / "intervals.json")
     write_csv(contents.matrix, folder / "matrix.csv")
-    (folder / "matrix.md").write_text(markdown(contents), encoding="utf-8")
+    write_selection(contents, folder / "selection.csv")
+    (folder / "matrix.md").write_text(
+        markdown(contents) + "\n".join([*selection_markdown(contents), ""]), encoding="utf-8"
+    )
     (folder / "matrix.tex").write_text(latex(contents), encoding="utf-8")
     draw_matrix(contents, folder / "matrix.png")
     index = folder / "index.html"

@@ -15,6 +15,7 @@ from da_leukemia.report.headlines import (
     metric_name,
     reference_method,
 )
+from da_leukemia.report.health import health_section
 from da_leukemia.report.markup import breakable, escape
 from da_leukemia.report.sections import (
     details_section,
@@ -24,6 +25,7 @@ from da_leukemia.report.sections import (
     samples_section,
     settings_section,
 )
+from da_leukemia.report.selection import selection_section
 from da_leukemia.report.slides import Summed, slides_section
 from da_leukemia.report.tables import knowledge, missing_sentence, percent, score
 from da_leukemia.sweep.matrix import View
@@ -42,6 +44,12 @@ def page(contents: Contents, summed: Summed) -> str:
     sections = [
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
         ("gap", "How much of the loss adaptation wins back", gap_section(contents)),
+        (
+            "selection",
+            "Which epoch is reported, and what another choice would give",
+            selection_section(contents),
+        ),
+        ("health", "The health of adaptation", health_section(contents)),
         ("types", "By cell type and attribute", details_section(contents)),
         ("attributes", "Attributes, by both evaluations", attributes_section(contents)),
         ("slides", "Slide by slide", slides_section(summed, contents.experiment.data.label_space)),
@@ -61,7 +69,8 @@ def page(contents: Contents, summed: Summed) -> str:
         f"<title>{name}: cross-device matrix</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{_head(contents, links)}\n" + "\n".join(parts) + "\n"
         "<footer>Written by da_leukemia. The same numbers: matrix.csv, matrix.md, matrix.tex, "
-        "matrix.png, slides.json.</footer>\n</main>\n</body>\n</html>\n"
+        "matrix.png, slides.json; where epochs were recorded, selection.csv.</footer>\n"
+        "</main>\n</body>\n</html>\n"
     )
 
 

@@ -109,14 +109,14 @@ def markdown(contents: Contents) -> str:
                 lines += [caption(view), "", *_markdown_view(view), ""]
     if gap.gaps:
         lines += ["", f"## Gap closed ({metric_name(gap.metric)})", ""]
-        lines += _markdown_rows(GAP_HEADER, [gap_cells(g) for g in gap.gaps])
-        lines += ["", *_markdown_rows(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries])]
+        lines += markdown_rows(GAP_HEADER, [gap_cells(g) for g in gap.gaps])
+        lines += ["", *markdown_rows(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries])]
         lines += ["", *[f"- {reason}" for reason in refusals(gap)]]
     if contents.added is not None:
         lines += ["", "## What adaptation adds to the calibration", ""]
-        lines += _markdown_rows(GAP_HEADER, [gap_cells(g) for g in contents.added.gaps])
+        lines += markdown_rows(GAP_HEADER, [gap_cells(g) for g in contents.added.gaps])
         rows = [summary_cells(s) for s in contents.added.summaries]
-        lines += ["", *_markdown_rows(SUMMARY_HEADER, rows)]
+        lines += ["", *markdown_rows(SUMMARY_HEADER, rows)]
     if contents.missing:
         lines += ["", "## Missing", "", *[f"- {m.run} (job {m.job})" for m in contents.missing]]
     return "\n".join(lines).rstrip() + "\n"
@@ -186,7 +186,8 @@ def refusals(gap: GapTable) -> list[str]:
     return [f"{reason} ({', '.join(names)})." for reason, names in pairs.items()]
 
 
-def _markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines of Markdown."""
     lines = [_markdown_line(header), _markdown_line(["---"] * len(header))]
     return lines + [_markdown_line(row) for row in rows]
 
@@ -213,7 +214,7 @@ def _markdown_view(view: View) -> list[str]:
         value = f"({row.value:.3f})" if borrowed else f"{row.value:.3f}"
         return value if row.low is None else f"{value} [{row.low:.3f}, {row.high:.3f}]"
 
-    return _markdown_rows(["", *view.tests], _view_rows(view, cell))
+    return markdown_rows(["", *view.tests], _view_rows(view, cell))
 
 
 # --- LaTeX -----------------------------------------------------------------------------------

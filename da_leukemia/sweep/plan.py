@@ -230,6 +230,7 @@ def _job(
         detector=experiment.detector,
         augmentation=experiment.augmentation,
         trainer=experiment.trainer,
+        selection=experiment.selection,
         tracking=experiment.tracking,
         sweep=experiment.name,
     )

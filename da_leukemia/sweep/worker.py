@@ -11,12 +11,10 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -24,21 +22,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.config import Job, Trainer, devices_of, load_job
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
-from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.few import few_labelled
-from da_leukemia.data.fields import FieldIndex, FieldOfView
-from da_leukemia.data.images import Store, open_store
-from da_leukemia.data.preparation import Preparation, preparations
-from da_leukemia.errors import DataError, UserError
-from da_leukemia.evaluation import DETAILS, ClassLookup, evaluate, fit_lookup
+from da_leukemia.data.fields import FieldOfView
+from da_leukemia.data.images import open_store
+from da_leukemia.data.preparation import preparations
+from da_leukemia.errors import UserError
+from da_leukemia.evaluation import DETAILS, evaluate
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
 from da_leukemia.models.factory import build_detector, load_weights
-from da_leukemia.sweep import outdated
+from da_leukemia.sweep import epochs, outdated
 from da_leukemia.sweep.attempt import Busy, attempt
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
 from da_leukemia.sweep.ledger import job_folder, write_json
 from da_leukemia.sweep.plan import adapts_after_training, source_model
+from da_leukemia.sweep.prediction import Fields, predict_domain
 from da_leukemia.sweep.provenance import device_name, versions
 from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.detection import DetectionTask
@@ -79,11 +77,11 @@ def run_job(folder: Path) -> None:
     task = build_task(
         job,
         scaled=any(prepared[d].scaled for d in devices_of(job.source)),
-        source_classes=_labelled(*(facts.indexes[d] for d in devices_of(job.source))),
+        source_classes=fields.labelled(*devices_of(job.source)),
     )
     if job.method.source_free:
         _start_from_source(job, task, folder)
-    if adapts_after_training(job):
+    if adapts_after_training(job) and not job.selection.every:  # its epochs are gone by now
         _take_over(job, folder)
     tracker = None
     if job.tracking == "wandb":
@@ -98,6 +96,10 @@ def run_job(folder: Path) -> None:
         log.say("test", job.trainer.steps)
         begun = time.monotonic()
         tests = kept | test_domains(task, fields, folder, missing)
+        tested_seconds = time.monotonic() - begun
+        records = epochs.record_epochs(task, fields, folder)
+        if kept and not records:  # a new device: the weights are gone, what they were is known
+            records = epochs.kept_records(read_result(folder), list(kept))
         space = get_label_space(job.data.label_space)
         result = {
             "version": RESULT_VERSION,
@@ -109,6 +111,7 @@ def run_job(folder: Path) -> None:
             "label_space": job.data.label_space,
             "classes": list(space.classes),
             "tests": tests,
+            "epochs": records,
             "config": dataclasses.asdict(job),
             "versions": versions(),
             "data": trained_on,
@@ -118,11 +121,13 @@ def run_job(folder: Path) -> None:
             "device": device_name(),
             "timings": {
                 "train_s": round(train_seconds, 2),
-                "test_s": round(time.monotonic() - begun, 2),
+                "test_s": round(tested_seconds, 2),
+                "epochs_s": round(time.monotonic() - begun - tested_seconds, 2),
                 "total_s": round(time.monotonic() - started, 2),
             },
         }
         if tracker is not None:
+            tracker.log_epochs(records)
             tracker.log_samples(sorted((folder / "samples").glob("*.json")))
             tracker.finish(
                 {
@@ -134,35 +139,11 @@ def run_job(folder: Path) -> None:
             )
             tracker = None
         write_json(folder / "result.json", result)
+        if not job.selection.keep:
+            epochs.forget(folder)
     finally:
         if tracker is not None:
             tracker.finish({})
-
-
-@dataclass(frozen=True)
-class Fields:
-    """What a job reads its fields with."""
-
-    job: Job
-    facts: Facts
-    prepared: Mapping[str, Preparation]
-    store: Store
-
-    def part(self, device: str, part: str) -> FieldDataset:
-        """Return a part of a device."""
-        fields = list(self.facts.split.select(self.facts.indexes[device], part))
-        space = get_label_space(self.job.data.label_space)
-        return FieldDataset(fields, space, self.prepared[device], self.store)
-
-    @cached_property
-    def lookup(self) -> ClassLookup:
-        """Attributes by cell type, from the training labels of the source or sources."""
-        indexes = [self.facts.indexes[name] for name in devices_of(self.job.source)]
-        seen = [f for index in indexes for f in self.facts.split.select(index, "train")]
-        return fit_lookup(
-            np.concatenate([f.labels for f in seen]),
-            np.concatenate([f.attributes for f in seen]),
-        )
 
 
 def _forget_other_data(job: Job, folder: Path, now: Mapping[str, Any]) -> None:
@@ -182,6 +163,7 @@ def _forget_other_data(job: Job, folder: Path, now: Mapping[str, Any]) -> None:
         print(f"changed since this job was trained: {changed}; it starts anew")
     for stale in [*(folder / "checkpoints").glob("*.ckpt"), folder / "result.json"]:
         stale.unlink(missing_ok=True)
+    epochs.forget(folder)
     write_json(path, now)
 
 
@@ -269,7 +251,7 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
     tested = {}
     for domain in wanted:
         records = predict_domain(task, fields, domain)
-        metrics = evaluate(records, space, _labelled(facts.indexes[domain]), fields.lookup)
+        metrics = evaluate(records, space, fields.labelled(domain), fields.lookup)
         tested[domain] = Tested(records, fields.part(domain, "test").fields, metrics)
     return tested
 
@@ -370,7 +352,7 @@ def _train(
     task.validation = data.parts["validation"]
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
-    epochs = -(-job.trainer.steps // job.trainer.epoch_steps)
+    length = -(-job.trainer.steps // job.trainer.epoch_steps)
     callback = ModelCheckpoint(
         dirpath=checkpoints,
         filename="last",
@@ -382,12 +364,16 @@ def _train(
     )
     validates = len(data.parts["validation"]) > 0 and job.trainer.validate_every > 0
     trainer = L.Trainer(
-        max_epochs=epochs,
+        max_epochs=length,
         limit_val_batches=1.0 if validates else 0,
         check_val_every_n_epoch=job.trainer.validate_every if validates else 1,
         num_sanity_val_steps=0,
         gradient_clip_val=job.trainer.clip or None,
-        callbacks=[callback, JobLog(folder, job.trainer.steps, tracker.log if tracker else None)],
+        callbacks=[
+            callback,
+            JobLog(folder, job.trainer.steps, tracker.log if tracker else None),
+            *epochs.callbacks(job, folder),
+        ],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -426,32 +412,6 @@ def _precision(trainer: Trainer) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def _labelled(*indexes: FieldIndex) -> tuple[int, ...]:
-    """Classes that devices label in any of their fields."""
-    return tuple(sorted({c for index in indexes for f in index for c in f.labelled_classes}))
-
-
-def predict_domain(
-    task: DetectionTask, fields: Fields, domain: str, part: str = "test"
-) -> list[FieldRecord]:
-    """Detect on every field of a part of a device.
-
-    On the device that the job adapted to, with what its components make of the finished network
-    and that device's unlabelled training images (see `DetectionTask.finished`).
-    """
-    data = fields.part(domain, part)
-    if not len(data):
-        raise DataError(f"{domain}: no field to test on; see data.split")
-    trainer = fields.job.trainer
-    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
-    task.eval().to("cuda" if on_gpu else "cpu")
-    if domain == fields.job.target and task.finishes:
-        seen = fields.part(domain, "train")
-        with task.finished(lambda: seen.searches(trainer.batch_size, shuffled=True)):
-            return task.predict_fields(data.searches(trainer.batch_size), data)
-    return task.predict_fields(data.searches(trainer.batch_size), data)
-
-
 def test_domains(
     task: DetectionTask, fields: Fields, folder: Path, domains: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
@@ -468,7 +428,7 @@ def test_domains(
         by_key = {f.key: f for f in indexes[domain].fields}
         samples = sample_fields(records, by_key, space)
         write_json(folder / "samples" / f"{domain}.json", samples)
-        metrics = evaluate(records, space, _labelled(indexes[domain]), fields.lookup)
+        metrics = evaluate(records, space, fields.labelled(domain), fields.lookup)
         tests[domain] = {
             "metrics": metrics,
             "records": str(path),

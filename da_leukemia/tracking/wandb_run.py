@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,22 @@ class TrackedRun:
         """
         known = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
         self._try(lambda run: run.log(known, step=step))
+
+    def log_epochs(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Log what was found out about each kept epoch after training, over the training step.
+
+        Args:
+            records: see `sweep.epochs.record_epochs`.
+        """
+
+        def act(run: Any) -> None:
+            run.define_metric("epochs/step")
+            run.define_metric("epochs/*", step_metric="epochs/step")
+            for record in records:
+                run.log({f"epochs/{k}": v for k, v in _flatten(record)})
+
+        if records:
+            self._try(act)
 
     def log_samples(self, files: Iterable[Path]) -> None:
         """Log the sample fields of a job, drawn with their boxes, types and attributes.

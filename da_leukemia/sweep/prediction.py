@@ -1,0 +1,90 @@
+"""Which fields a job reads, and its detections on them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from da_leukemia.config import Job, devices_of
+from da_leukemia.data.dataset import FieldDataset
+from da_leukemia.data.images import Store
+from da_leukemia.data.preparation import Preparation
+from da_leukemia.errors import DataError
+from da_leukemia.evaluation import ClassLookup, fit_lookup
+from da_leukemia.evaluation.records import FieldRecord
+from da_leukemia.labels import LabelSpace, get_label_space
+from da_leukemia.sweep.facts import Facts
+from da_leukemia.tasks.detection import DetectionTask
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a job reads its fields with."""
+
+    job: Job
+    facts: Facts
+    prepared: Mapping[str, Preparation]
+    store: Store
+
+    @property
+    def space(self) -> LabelSpace:
+        """The job's label space."""
+        return get_label_space(self.job.data.label_space)
+
+    def part(self, device: str, part: str) -> FieldDataset:
+        """Return a part of a device."""
+        fields = list(self.facts.split.select(self.facts.indexes[device], part))
+        return FieldDataset(fields, self.space, self.prepared[device], self.store)
+
+    def unlabelled(self, device: str) -> FieldDataset:
+        """Return a device's training fields without their labels."""
+        return self.part(device, "train").without_labels()
+
+    def labelled(self, *devices: str) -> tuple[int, ...]:
+        """Return the classes that devices label in any of their fields."""
+        fields = [f for device in devices for f in self.facts.indexes[device]]
+        return tuple(sorted({c for f in fields for c in f.labelled_classes}))
+
+    @cached_property
+    def lookup(self) -> ClassLookup:
+        """Attributes by cell type, from the training labels of the source or sources."""
+        indexes = [self.facts.indexes[name] for name in devices_of(self.job.source)]
+        seen = [f for index in indexes for f in self.facts.split.select(index, "train")]
+        return fit_lookup(
+            np.concatenate([f.labels for f in seen]),
+            np.concatenate([f.attributes for f in seen]),
+        )
+
+
+def predict_domain(
+    task: DetectionTask, fields: Fields, domain: str, part: str = "test"
+) -> list[FieldRecord]:
+    """Detect on every field of a part of a device."""
+    data = fields.part(domain, part)
+    if not len(data):
+        raise DataError(f"{domain}: no field to test on; see data.split")
+    with prepared_for(task, fields, domain):
+        return task.predict_fields(data.searches(fields.job.trainer.batch_size), data)
+
+
+@contextlib.contextmanager
+def prepared_for(task: DetectionTask, fields: Fields, domain: str) -> Iterator[None]:
+    """Within, the task detects on a device as it is tested there.
+
+    On the device that the job adapted to, with what its components make of the finished network
+    and that device's unlabelled training images (see `DetectionTask.finished`).
+    """
+    trainer = fields.job.trainer
+    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    task.eval().to("cuda" if on_gpu else "cpu")
+    if domain == fields.job.target and task.finishes:
+        seen = fields.part(domain, "train")
+        with task.finished(lambda: seen.searches(trainer.batch_size, shuffled=True)):
+            yield
+    else:
+        yield
