@@ -22,6 +22,7 @@ from da_leukemia.config.schema import (
     Simulation,
     Split,
     Trainer,
+    TwoStage,
     active_components,
     devices_of,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Simulation",
     "Split",
     "Trainer",
+    "TwoStage",
     "active_components",
     "complete",
     "devices_of",
