@@ -6,18 +6,17 @@ import math
 
 import pytest
 import torch
-from test_adaptation import context, detector, draw, rand
+from adaptation_kit import STRIDES, anyone, context, detector, draw, number, rand
 from torchvision.ops import roi_align
 
-from da_leukemia.adaptation import regions as r
 from da_leukemia.adaptation import settings as s
 from da_leukemia.adaptation.adversarial import Adversarial, InstanceAdversarial, domain_loss
 from da_leukemia.adaptation.build import build_components
+from da_leukemia.adaptation.regions import true_regions
 from da_leukemia.data.batches import Targets
 from da_leukemia.errors import ConfigError
-from da_leukemia.models.one_stage import Outputs
-
-STRIDES = (8, 16, 32)
+from da_leukemia.models.one_stage import DenseOutputs
+from da_leukemia.models.pooling import pool_boxes
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +39,7 @@ def view(seed=0, score=-4.0, peaks=(), classes=2, channels=4):
         scores[image, location, kind] = logit
     boxes = torch.cat([points - 10, points + 10], -1).expand(2, -1, -1)
     maps = [m.requires_grad_() for m in maps]
-    return Outputs(maps, scores.requires_grad_(), boxes, points, strides)
+    return DenseOutputs(maps, scores.requires_grad_(), boxes, points, strides)
 
 
 def cells(*per_image, labels=None):
@@ -56,10 +55,6 @@ def cells(*per_image, labels=None):
     return Targets(boxes, kinds, none, mask, torch.ones(2, 2, dtype=torch.bool))
 
 
-def number(value):
-    return float(value.detach())
-
-
 TRUE = cells([[4.0, 4, 24, 24], [30, 30, 60, 60]], [[10.0, 20, 50, 40]], labels=[[0, 1], [1]])
 SEEN = ((0, 9, 0, 3.0), (1, 20, 1, 2.0))
 
@@ -70,7 +65,6 @@ SEEN = ((0, 9, 0, 3.0), (1, 20, 1, 2.0))
 @pytest.mark.parametrize("resolution", [1, 3, 4])
 def test_pooling_is_roi_align_on_the_level_that_answers_for_the_box(resolution):
     features = [rand(2, 5, 24 // n, 32 // n, seed=n) for n in (1, 2, 4)]
-    outputs = Outputs(features, *[torch.zeros(0)] * 4)
     boxes = torch.tensor(
         [
             [[5.0, 7, 40, 33], [20, 3, 120, 180], [0, 0, 256, 192]],
@@ -79,7 +73,7 @@ def test_pooling_is_roi_align_on_the_level_that_answers_for_the_box(resolution):
     )
     levels = [[0, 2, 2], [0, 1, 1]]
     boxes[0, 1] = torch.tensor([20.0, 3, 150, 180])
-    found = r.pool_regions(outputs, boxes, STRIDES, resolution)
+    found = pool_boxes(features, boxes, STRIDES, resolution)
     for image in range(2):
         for place in range(3):
             level = levels[image][place]
@@ -92,7 +86,7 @@ def test_pooling_is_roi_align_on_the_level_that_answers_for_the_box(resolution):
 
 def test_the_gradient_of_a_cell_reaches_its_place_alone():
     outputs = view()
-    pooled = r.pool_regions(outputs, torch.tensor([[[0.0, 0, 16, 16]]] * 2), STRIDES)
+    pooled = pool_boxes(outputs.features, torch.tensor([[[0.0, 0, 16, 16]]] * 2), STRIDES)
     pooled[0].sum().backward()
     fine, *coarse = outputs.features
     assert fine.grad[0, :, :3, :3].any()
@@ -109,7 +103,7 @@ def test_labelled_cells_are_drawn_among_those_of_known_type():
     targets.labels[1] = torch.arange(6) % 2
     seen = set()
     for step in range(20):
-        found = r.true_regions(outputs, targets, STRIDES, 4, draw(step))
+        found = true_regions(anyone(), outputs, targets, 4, draw(step))
         assert found.mask.tolist() == [[True, True, False, False], [True] * 4]
         assert sorted(found.labels[0, :2].tolist()) == [0, 1]
         lefts = found.boxes[1, :, 0].long()
@@ -117,20 +111,20 @@ def test_labelled_cells_are_drawn_among_those_of_known_type():
         assert torch.equal(found.labels[1], lefts % 2)
         seen |= set(lefts.tolist())
     assert seen == set(range(6))
-    room = r.true_regions(outputs, targets, STRIDES, 9, draw())
+    room = true_regions(anyone(), outputs, targets, 9, draw())
     assert room.boxes.shape == (2, 9, 4)
     assert room.mask.sum(1).tolist() == [2, 6]
 
 
 def test_a_labelled_cell_has_the_scores_of_the_location_in_its_middle():
     outputs = view(peaks=[(0, 9, 1, 2.0)])  # row 1, column 1 of the finest level: 8..16 px
-    found = r.true_regions(outputs, cells([[8.0, 8, 16, 16]], []), STRIDES, 2, draw())
+    found = true_regions(anyone(), outputs, cells([[8.0, 8, 16, 16]], []), 2, draw())
     torch.testing.assert_close(found.scores[0, 0], torch.tensor([-4.0, 2.0]).sigmoid())
 
 
 def test_detections_are_the_confident_peaks():
     outputs = view(peaks=[(0, 9, 0, 3.0), (0, 10, 1, 2.5), (0, 40, 1, 2.0), (1, 5, 0, -1.0)])
-    found = r.confident_regions(outputs, 0.5, 4)
+    found = anyone().confident(outputs, 0.5, 4)
     assert found.mask.tolist() == [[True, True, False, False], [False] * 4]
     assert found.labels[0, :2].tolist() == [0, 1]  # location 10 is beside the better 9
     torch.testing.assert_close(found.boxes[0, 0], torch.tensor([2.0, 2, 22, 22]))
@@ -175,7 +169,7 @@ def test_equal_scores_everywhere_are_plain_alignment():
 def instance(**settings):
     torch.manual_seed(0)
     given = {"weight": 1.0, "ramp": 0.0, "dropout": 0.0, "hidden": 16, **settings}
-    return InstanceAdversarial(s.InstanceAdversarial(**given), 4, 2, STRIDES)
+    return InstanceAdversarial(s.InstanceAdversarial(**given), 4, 2)
 
 
 CONDITIONS = ["none", "outer", "random"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import kornia
 import pytest
 import torch
-from test_adaptation import context, detector, draw, rand
-from test_adaptation_adversarial import SEEN, STRIDES, TRUE, cells, number, view
+from adaptation_kit import anyone, context, detector, draw, number, rand
+from test_adaptation_adversarial import SEEN, TRUE, cells, view
 
 from da_leukemia.adaptation import settings as s
 from da_leukemia.adaptation.alignment import Compared, Coral, Mmd, coral, mmd
@@ -18,7 +18,7 @@ from da_leukemia.adaptation.appearance import (
     match_lab,
 )
 from da_leukemia.adaptation.build import build_components
-from da_leukemia.adaptation.prototypes import Prototypes, mean_ground
+from da_leukemia.adaptation.prototypes import Prototypes
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_by_class_the_share_of_a_class_does_not_matter():
 @pytest.mark.parametrize("features", ["regions", "map"])
 def test_alignment_of_the_student(kind, features):
     given = getattr(s, kind.__name__)(weight=1.0, ramp=0.0, features=features, by_class=False)
-    component = kind(given, 2, STRIDES)
+    component = kind(given, 2)
     source, target = view(), view(1, peaks=[*SEEN, (0, 40, 0, 2.0)])
     loss = component.losses(context(source, target, labels=TRUE))[kind.__name__.lower()]
     loss.backward()
@@ -122,9 +122,9 @@ def test_alignment_of_the_student(kind, features):
 
 def all_alignment():
     return {
-        "mmd": Mmd(s.Mmd(weight=1.0, ramp=0.0), 2, STRIDES),
-        "coral": Coral(s.Coral(weight=1.0, ramp=0.0), 2, STRIDES),
-        "prototypes": Prototypes(s.Prototypes(weight=1.0, ramp=0.0), 4, 2, STRIDES),
+        "mmd": Mmd(s.Mmd(weight=1.0, ramp=0.0), 2),
+        "coral": Coral(s.Coral(weight=1.0, ramp=0.0), 2),
+        "prototypes": Prototypes(s.Prototypes(weight=1.0, ramp=0.0), 4, 2),
     }
 
 
@@ -155,7 +155,7 @@ def test_the_weight_rises_with_the_schedule(name):
 
 
 def prototypes(**settings):
-    return Prototypes(s.Prototypes(**{"weight": 1.0, "ramp": 0.0, **settings}), 4, 2, STRIDES)
+    return Prototypes(s.Prototypes(**{"weight": 1.0, "ramp": 0.0, **settings}), 4, 2)
 
 
 def test_the_ground_is_what_lies_outside_all_cells():
@@ -163,7 +163,9 @@ def test_the_ground_is_what_lies_outside_all_cells():
     targets = cells([[0.0, 0, 64, 33]], [[0.0, 0, 64, 64]])
     targets.labels[0] = -1  # not even a cell of unknown type is ground
     lower = [f[0, :, n:].flatten(1) for f, n in zip(outputs.features, (4, 2, 1), strict=True)]
-    torch.testing.assert_close(mean_ground(outputs, targets), torch.cat(lower, 1).mean(1).detach())
+    torch.testing.assert_close(
+        anyone().ground_feature(outputs, targets), torch.cat(lower, 1).mean(1).detach()
+    )
 
 
 def test_prototypes_follow_the_labelled_cells_and_not_the_target():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import adaptation_kit as kit
 import pytest
 import torch
+from adaptation_kit import CPU, draw, rand
 
 from da_leukemia.adaptation import settings as s
 from da_leukemia.adaptation.base import StepContext, Taught, Views
@@ -20,11 +22,8 @@ from da_leukemia.adaptation.mixing import (
 )
 from da_leukemia.config import Augmentation
 from da_leukemia.data.batches import Targets
-from da_leukemia.data.views import Draw, generator_for
-from da_leukemia.models.backbone import Backbone
-from da_leukemia.models.one_stage import Detections, OneStageDetector, Outputs
+from da_leukemia.models.base import Detections, Places
 
-CPU = torch.device("cpu")
 S = 64
 
 
@@ -33,18 +32,8 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def draw(step=0):
-    return Draw(generator_for(0, step, 2, CPU))
-
-
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def detector(sizes=()):
-    torch.manual_seed(0)
-    backbone = Backbone("mobilenetv3_small_050", (8, 16, 32))
-    return OneStageDetector(backbone, 2, sizes, channels=16, depth=1)
+    return kit.detector(sizes=sizes)
 
 
 def labels(boxes, kinds, attributes=0, classes=(True, True)):
@@ -64,9 +53,8 @@ def said(boxes, scores, kinds):
     taught = Taught.__new__(Taught)
     none = boxes.new_zeros((*scores.shape, 0))
     taught.detections = Detections(boxes, scores, kinds, scores > 0, none)
-    logits = torch.full((len(boxes), 4, 2), -4.0)
-    where = torch.zeros(len(boxes), 4, 4)
-    taught.outputs = Outputs([], logits, where, torch.zeros(4, 2), torch.ones(4))
+    faint = torch.full((len(boxes), 4, 2), -4.0).sigmoid()
+    taught.places = Places(faint, torch.zeros(len(boxes), 4, 4))
     return taught
 
 
@@ -192,8 +180,8 @@ def test_the_quadrant_with_the_highest_mean_score_is_chosen():
 def test_boxes_that_agree_are_certain():
     found = said([[[0, 0, 20, 20], [30, 30, 50, 50]]], [[0.9, 0.9]], [[0, 0]])
     near = torch.tensor([[[0, 0, 20, 20], [0, 0, 20, 20], [30, 30, 50, 50], [30, 30, 50, 42]]])
-    found.outputs.boxes = near.float()
-    certain = box_certainty(found.detections, found.outputs)
+    found.places.boxes = near.float()
+    certain = box_certainty(found.detections, found.places)
     assert float(certain[0, 0]) == pytest.approx(1)
     assert float(certain[0, 1]) == pytest.approx(0.8)
 

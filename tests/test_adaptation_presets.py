@@ -4,32 +4,61 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import shutil
 
+import adaptation_kit as kit
 import numpy as np
 import pytest
 import torch
 from test_shipped import METHODS
 from test_worker import L_, H, detector_part, relabel, rows, same_weights
 
+from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.settings import COMPONENTS, Method
-from da_leukemia.config import active_components, load_method, save_job
+from da_leukemia.config import (
+    Detector,
+    TwoStage,
+    active_components,
+    load_experiment,
+    load_method,
+    save_job,
+)
+from da_leukemia.config.check import check_fit
+from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation.records import load_records
 from da_leukemia.sweep import worker
 from da_leukemia.sweep.plan import needs_target
 
 PRESETS = [path.stem for path in METHODS]
-AT_ONCE = {"threshold": 0.011, "burn_in": 0.0, "ramp": 0.0}
+KINDS = {
+    "one_stage": {},
+    "faster_rcnn": {
+        "kind": "faster_rcnn",
+        "score_threshold": 1e-3,
+        "two_stage": TwoStage(anchors=[3.0], proposals=24, sampled=16, hidden=16),
+    },
+}
+CASES = [(kind, name) for kind in KINDS for name in PRESETS]
+RUNNING = [
+    (kind, name)
+    for kind, name in CASES
+    if not check_fit(name, load_method(name), Detector(**KINDS[kind]))
+]
+AT_ONCE = {"burn_in": 0.0, "ramp": 0.0}
 """Settings that let a component take part from the first step of an untrained detector."""
+FAINT = {"one_stage": 0.011, "faster_rcnn": 2e-3}
+"""Threshold that untrained scores pass."""
 
 
-def eager(name):
+def eager(name, kind="one_stage"):
     """Load a preset; whatever waits for a good detector does not wait."""
     method = load_method(name)
     method.target_labels = 0  # labels that a preset may use have tests of their own (test_sources)
     for given in method.components:
         known = {f.name for f in dataclasses.fields(COMPONENTS[given["name"]])}
-        given |= {k: v for k, v in AT_ONCE.items() if k in known}
+        at_once = AT_ONCE | {"threshold": FAINT[kind]}
+        given |= {k: v for k, v in at_once.items() if k in known}
         if "probability" in known:
             given["probability"] = 1.0
     return method
@@ -68,11 +97,20 @@ def roots(smears, tmp_path_factory):
 
 @pytest.fixture
 def run(make_job, roots, results):
-    def run_(method, labels="as_it_is", target=None):
+    def run_(method, labels="as_it_is", target=None, kind="one_stage"):
         data = {"root": str(roots[labels])}
         target = L_ if needs_target(method) else target
-        job = make_job(method, target=target, tests=[H, L_], data=data, trainer={"steps": 2})
+        job = make_job(
+            method,
+            target=target,
+            tests=[H, L_],
+            data=data,
+            detector=KINDS[kind],
+            trainer={"steps": 2},
+        )
         folder = results / f"{job.hash}_{labels}"
+        if (folder / "result.json").is_file():
+            return folder
         folder.mkdir(exist_ok=True)
         save_job(job, folder / "config.yaml")
         worker.run_job(folder)
@@ -81,15 +119,15 @@ def run(make_job, roots, results):
     return run_
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_trains_and_needs_no_label_of_the_target(name, run):
-    folder = run(eager(name))
+@pytest.mark.parametrize(("kind", "name"), RUNNING)
+def test_a_preset_trains_and_needs_no_label_of_the_target(kind, name, run):
+    folder = run(eager(name, kind), kind=kind)
     losses = {k: v for row in rows(folder) for k, v in row.items() if k.startswith("train/")}
     assert losses
     assert all(np.isfinite(float(v)) for v in losses.values() if v)
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(v.isfinite().all() for v in state.values())
-    blind = run(eager(name), "deleted")
+    blind = run(eager(name, kind), "deleted", kind=kind)
     assert same_weights(folder, blind)
     assert rows(folder) == rows(blind)
     # What is done to the network after training, too.
@@ -97,32 +135,33 @@ def test_a_preset_trains_and_needs_no_label_of_the_target(name, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_trains_alike_when_the_targets_labels_are_shuffled(name, run):
-    folder, blind = run(eager(name)), run(eager(name), "shuffled")
+@pytest.mark.parametrize(("kind", "name"), RUNNING)
+def test_a_preset_trains_alike_when_the_targets_labels_are_shuffled(kind, name, run):
+    folder = run(eager(name, kind), kind=kind)
+    blind = run(eager(name, kind), "shuffled", kind=kind)
     assert same_weights(folder, blind)
     np.testing.assert_array_equal(found(folder), found(blind))
 
 
 @pytest.mark.parametrize(
-    "name",
-    [p for p in PRESETS if load_method(p).components],
+    ("kind", "name"), [(k, n) for k, n in RUNNING if load_method(n).components]
 )
-def test_a_preset_makes_a_difference(name, run):
-    method = eager(name)
+def test_a_preset_makes_a_difference(kind, name, run):
+    method = eager(name, kind)
     twin = Method(augmentation=method.augmentation, ema=method.ema)
-    one, other = run(method), run(twin)
+    one, other = run(method, kind=kind), run(twin, kind=kind)
     a, b = detector_part(one), detector_part(other)
     trained = any(not torch.equal(a[k], v) for k, v in b.items())
     assert trained or not np.array_equal(found(one), found(other))
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_without_strength_a_preset_is_its_source_only_twin(name, make_job, run):
-    method = off(eager(name))
+@pytest.mark.parametrize(("kind", "name"), RUNNING)
+def test_without_strength_a_preset_is_its_source_only_twin(kind, name, make_job, run):
+    method = off(eager(name, kind))
     assert active_components(method) == []
     twin = Method(augmentation=method.augmentation, ema=method.ema)
-    assert make_job(method).hash == make_job(twin).hash
+    hashes = {make_job(m, detector=KINDS[kind]).hash for m in (method, twin)}
+    assert len(hashes) == 1
     # Trained with the target at hand, once for each kind of twin.
     if name in {"source_only", "fair_source_only"}:
         return
@@ -133,4 +172,23 @@ def test_without_strength_a_preset_is_its_source_only_twin(name, make_job, run):
         and (load_method(p).augmentation, load_method(p).ema) == (method.augmentation, method.ema)
     )
     if name == first:
-        assert same_weights(run(method, target=L_), run(twin))
+        assert same_weights(run(method, target=L_, kind=kind), run(twin, kind=kind))
+
+
+def test_a_preset_that_cannot_run_on_a_detector_says_so_before_anything_starts(tmp_path):
+    assert set(CASES) - set(RUNNING) == {("faster_rcnn", "harmonious_teacher")}
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        "data: {domains: {one: {}, other: {}}}\n"
+        "methods: [dann, harmonious_teacher]\n"
+        "detector: {kind: faster_rcnn}\n"
+    )
+    with pytest.raises(ConfigError) as refused:
+        load_experiment(path)
+    (why,) = refused.value.problems
+    assert re.search("harmonious_teacher.*faster_rcnn.*dense.*one_stage", why)
+    given = load_method("harmonious_teacher")
+    with pytest.raises(ConfigError, match="distillation: harmony"):
+        build_components(given, kit.detector(kind="faster_rcnn"))
+    given.components[0]["weight"] = 0.0  # switched off, it is nobody's matter
+    assert build_components(given, kit.detector(kind="faster_rcnn")) == []

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import adaptation_kit as kit
 import pytest
 import torch
+from adaptation_kit import draw, rand
 from torch import nn
 from torch.nn import functional as F
 
 from da_leukemia.adaptation import settings as s
 from da_leukemia.adaptation.base import Component, StepContext
-from da_leukemia.adaptation.distillation import Distillation, soft_cross_entropy
+from da_leukemia.adaptation.distillation import Distillation
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
 from da_leukemia.adaptation.pseudo import (
     ClassCounts,
@@ -23,13 +25,11 @@ from da_leukemia.adaptation.pseudo import (
 )
 from da_leukemia.config import Augmentation, Trainer
 from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
-from da_leukemia.data.views import Draw, generator_for
-from da_leukemia.models.backbone import Backbone
+from da_leukemia.models.base import Detections
 from da_leukemia.models.ema import MovingAverage
-from da_leukemia.models.one_stage import Detections, OneStageDetector
+from da_leukemia.models.losses import soft_cross_entropy
 from da_leukemia.tasks.detection import DetectionTask
 
-CPU = torch.device("cpu")
 S = 64
 
 
@@ -38,14 +38,8 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def detector(sizes=(2, 3), seed=0):
-    torch.manual_seed(seed)
-    backbone = Backbone("mobilenetv3_small_050", (8, 16, 32))
-    return OneStageDetector(backbone, 2, sizes, channels=16, depth=1)
+    return kit.detector(sizes=sizes, seed=seed)
 
 
 def source_labels(classes=(True, True), attributes=((1, 2), (0, -1))):
@@ -72,7 +66,7 @@ def step(component, *, bias=None, labels=None, progress=1.0, sizes=(2, 3), same=
         detector=net,
         teacher=teacher,
         progress=progress,
-        draw=Draw(generator_for(0, 0, 2, CPU)),
+        draw=draw(),
         source=seen,
         source_targets=labels or source_labels(),
         target=seen,
@@ -277,7 +271,9 @@ def test_disagreement_counts_only_where_the_teacher_sees_a_cell():
     teacher = torch.tensor([[[0.0, -9.0], [-9.0, -9.0]]])
     student = torch.tensor([[[-30.0, 30.0], [30.0, 30.0]]])
     known = torch.tensor([True, False])
-    assert float(disagreement(teacher, student, known, 0.2)) == pytest.approx(0.5)
+    assert float(disagreement(teacher.sigmoid(), student.sigmoid(), known, 0.2)) == pytest.approx(
+        0.5
+    )
 
 
 def test_the_weight_rises_after_burn_in():

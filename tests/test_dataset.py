@@ -21,7 +21,7 @@ from da_leukemia.data.preparation import Preparation
 from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError
 from da_leukemia.labels import LEUKEMIAATTRI, WBC
-from da_leukemia.models.one_stage import Detections
+from da_leukemia.models.base import Detections
 from da_leukemia.tasks.joining import Join
 
 SHAPES = [(1440, 900), (360, 363), (256, 256), (900, 1440), (97, 31)]

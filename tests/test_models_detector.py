@@ -18,7 +18,7 @@ from da_leukemia.models.attributes import AttributeHead
 from da_leukemia.models.backbone import Backbone
 from da_leukemia.models.factory import build_detector
 from da_leukemia.models.losses import paired_iou, quality_focal_loss
-from da_leukemia.models.one_stage import OneStageDetector, Outputs
+from da_leukemia.models.one_stage import DenseOutputs, OneStageDetector
 
 SIZES = tuple(len(a.values) for a in MORPHOLOGY)
 
@@ -114,7 +114,7 @@ def test_the_class_target_is_the_iou_of_the_predicted_box():
     point = torch.tensor([[16.0, 16.0]])
     truth = targets_of([((8, 8, 24, 24), 0)], classes=1)
     for box, quality in (((8, 8, 24, 24), 1.0), ((8, 8, 24, 16), 0.5)):
-        outputs = Outputs(
+        outputs = DenseOutputs(
             [], torch.zeros(1, 1, 1), torch.tensor([[box]]).float(), point, torch.tensor([8.0])
         )
         losses = detector.loss(outputs, truth)
@@ -332,7 +332,7 @@ def random_outputs(images=3, classes=3, seed=0):
     scores = torch.randn(images, len(points), classes, generator=generator) * 2 - 2
     features = [torch.zeros(images, 16, 96 // s, 96 // s) for s in (8, 16, 32)]
     strides = torch.cat([torch.full(((96 // s) ** 2,), float(s)) for s in (8, 16, 32)])
-    return Outputs(features, scores, boxes, points, strides)
+    return DenseOutputs(features, scores, boxes, points, strides)
 
 
 @pytest.mark.parametrize(("threshold", "nms"), [(0.01, 0.6), (0.3, 0.3), (0.05, 0.9)])

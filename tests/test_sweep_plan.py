@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Data, Domain, Experiment, Trainer, complete, load_job
+from da_leukemia.config import (
+    Augmentation,
+    Data,
+    Detector,
+    Domain,
+    Experiment,
+    Job,
+    Trainer,
+    TwoStage,
+    complete,
+    load_job,
+)
 from da_leukemia.errors import ConfigError, UserError
 from da_leukemia.sweep import ledger
 from da_leukemia.sweep.ledger import State
@@ -95,6 +106,28 @@ def test_no_labelled_device_is_refused(tmp_path):
     data = Data(domains={"phone": Domain(labels="test_only")})
     with pytest.raises(ConfigError, match="no device has labels"):
         make_plan(experiment(tmp_path, data=data))
+
+
+def test_a_job_from_before_there_was_a_second_detector_keeps_its_hash():
+    settings = {
+        "method_name": "m",
+        "method": Method(),
+        "source": "a",
+        "target": None,
+        "seed": 0,
+        "tests": ["a"],
+        "data": Data(domains={"a": Domain()}),
+        "augmentation": Augmentation(),
+        "trainer": Trainer(),
+    }
+    kinds = [
+        Detector(),
+        Detector(kind="faster_rcnn"),
+        Detector(kind="faster_rcnn", two_stage=TwoStage(hidden=64)),
+    ]
+    first, *others = [Job(detector=d, **settings).hash for d in kinds]
+    assert first == "1b009562e2e3"
+    assert len({first, *others}) == 3
 
 
 def test_the_hash_ignores_paths_devices_workers_and_names(tmp_path):

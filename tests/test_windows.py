@@ -17,7 +17,7 @@ from da_leukemia.data.fields import FieldOfView
 from da_leukemia.data.preparation import OVERLAP_UM, Preparation
 from da_leukemia.errors import DataError
 from da_leukemia.labels import WBC
-from da_leukemia.models.one_stage import Detections
+from da_leukemia.models.base import Detections
 from da_leukemia.tasks.joining import Join
 
 SIZE = 128

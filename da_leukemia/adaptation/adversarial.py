@@ -11,17 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from da_leukemia.adaptation.base import Component, StepContext
-from da_leukemia.adaptation.regions import (
-    Regions,
-    confident_regions,
-    pool_regions,
-    true_regions,
-)
+from da_leukemia.adaptation.regions import true_regions
 from da_leukemia.adaptation.settings import Adversarial as Settings
 from da_leukemia.adaptation.settings import InstanceAdversarial as InstanceSettings
 from da_leukemia.data.views import Draw
 from da_leukemia.errors import ConfigError
-from da_leukemia.models.one_stage import Outputs
+from da_leukemia.models.base import AnyDetector, Outputs, Regions
 
 
 class _Reverse(torch.autograd.Function):
@@ -107,7 +102,8 @@ class Adversarial(Component):
         pairs = zip(
             self._logits(context.source, scale), self._logits(context.target, scale), strict=True
         )
-        weights = zip(self._weights(context.source), self._weights(context.target), strict=True)
+        seen = context.source, context.target
+        weights = zip(*(self._weights(context.detector, o) for o in seen), strict=True)
         losses, right = [], []
         for logits, weight in zip(pairs, weights, strict=True):
             losses.append(domain_loss(*logits, *weight))
@@ -132,25 +128,19 @@ class Adversarial(Component):
                 )
             ]
 
-    def _weights(self, outputs: Outputs) -> list[Tensor]:
+    def _weights(self, detector: AnyDetector, outputs: Outputs) -> list[Tensor]:
         """Return the weight of each location, ``(B, hw)`` of each level."""
-        sizes = [f.shape[-2] * f.shape[-1] for f in outputs.features]
-        if not self.settings.centre_aware:
-            features = zip(outputs.features, sizes, strict=True)
-            return [torch.ones(len(f), n, device=f.device) for f, n in features]
-        scores = outputs.scores.detach().float().sigmoid().amax(-1)
-        return list(torch.split(scores, sizes, 1))
+        if self.settings.centre_aware:
+            return detector.objectness(outputs)
+        return [torch.ones_like(f[:, 0], dtype=torch.float32).flatten(1) for f in outputs.features]
 
 
 class InstanceAdversarial(Component):
     """A discriminator on single cells, alone or conditioned on the class that they seem to be."""
 
-    def __init__(
-        self, settings: InstanceSettings, channels: int, classes: int, strides: Sequence[int]
-    ) -> None:
+    def __init__(self, settings: InstanceSettings, channels: int, classes: int) -> None:
         super().__init__()
         self.settings = settings
-        self.strides = strides
         self._image: list[Adversarial] = []  # in a list, so that it is not registered twice
         posterior = classes + 1  # and the background
         inputs = {
@@ -191,14 +181,14 @@ class InstanceAdversarial(Component):
     def losses(self, context: StepContext) -> dict[str, Tensor]:
         """Binary cross-entropy per cell, 0 as long as one of the devices shows none."""
         assert context.target is not None
-        settings = self.settings
+        settings, detector = self.settings, context.detector
         scale = settings.reversal * reversal_schedule(context.progress, settings.ramp)
         own = true_regions(
-            context.source, context.source_targets, self.strides, settings.regions, context.draw
+            detector, context.source, context.source_targets, settings.regions, context.draw
         )
-        found = confident_regions(context.target, settings.threshold, settings.regions)
-        on_source = self._logits(context.source, own, scale, context.draw)
-        on_target = self._logits(context.target, found, scale, context.draw)
+        found = detector.confident(context.target, settings.threshold, settings.regions)
+        on_source = self._logits(context, context.source, own, scale)
+        on_target = self._logits(context, context.target, found, scale)
         weights = own.mask.float(), found.mask.float()
         context.log("health/target_regions_per_image", weights[1].sum(1).mean())
         context.log("health/instance_accuracy", accuracy(on_source, on_target, *weights).detach())
@@ -207,25 +197,33 @@ class InstanceAdversarial(Component):
         for image in self._image:
             # Not reversed: the features, too, are to make the two agree (as the authors have it).
             pairs = (context.source, own), (context.target, found)
-            apart = torch.stack([self._apart(image, *p, scale, context.draw) for p in pairs])
+            apart = torch.stack([self._apart(context, image, *p, scale) for p in pairs])
             losses["consistency"] = weight * settings.consistency * apart.mean()
         return losses
 
     def _apart(
-        self, image: Adversarial, outputs: Outputs, regions: Regions, scale: float, draw: Draw
+        self,
+        context: StepContext,
+        image: Adversarial,
+        outputs: Outputs,
+        regions: Regions,
+        scale: float,
     ) -> Tensor:
         """Mean distance of the cells' probabilities from their image's."""
-        cells = self._logits(outputs, regions, -scale, draw).sigmoid()
+        cells = self._logits(context, outputs, regions, -scale).sigmoid()
         apart = (cells - image.probabilities(outputs, -scale).unsqueeze(1)).abs() * regions.mask
         return apart.sum() / regions.mask.sum().clamp(min=1)
 
-    def _logits(self, outputs: Outputs, regions: Regions, scale: float, draw: Draw) -> Tensor:
+    def _logits(
+        self, context: StepContext, outputs: Outputs, regions: Regions, scale: float
+    ) -> Tensor:
         """Return logits ``(B, K)``, their gradient reversed and scaled."""
-        with torch.autocast(outputs.features[0].device.type, enabled=False):
-            pooled = pool_regions(outputs, regions.boxes, self.strides, self.settings.resolution)
+        with torch.autocast(regions.boxes.device.type, enabled=False):
+            resolution = self.settings.resolution
+            pooled = context.detector.region_features(outputs, regions.boxes, resolution)
             seen = self._conditioned(reverse_gradient(pooled, scale), regions.scores)
             for layer in (self.first, self.second):
-                seen = self._dropped(F.relu(layer(seen)), draw)
+                seen = self._dropped(F.relu(layer(seen)), context.draw)
             logits: Tensor = self.last(seen).squeeze(-1)
         return logits
 

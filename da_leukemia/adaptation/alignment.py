@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,12 +10,7 @@ from torch.nn import functional as F
 
 from da_leukemia.adaptation.adversarial import reversal_schedule
 from da_leukemia.adaptation.base import Component, StepContext
-from da_leukemia.adaptation.regions import (
-    confident_regions,
-    pool_maps,
-    pool_regions,
-    true_regions,
-)
+from da_leukemia.adaptation.regions import pool_maps, true_regions
 from da_leukemia.adaptation.settings import Coral as CoralSettings
 from da_leukemia.adaptation.settings import Mmd as MmdSettings
 
@@ -85,13 +79,10 @@ def coral(given: Compared) -> Tensor:
 class _Alignment(Component):
     """What MMD and CORAL share: whose features are compared."""
 
-    def __init__(
-        self, settings: MmdSettings | CoralSettings, classes: int, strides: Sequence[int]
-    ) -> None:
+    def __init__(self, settings: MmdSettings | CoralSettings, classes: int) -> None:
         super().__init__()
         self.settings = settings
         self.classes = classes
-        self.strides = strides
 
     def wants_target(self, progress: float) -> bool:
         """Always: it compares both devices in every step."""
@@ -105,7 +96,7 @@ class _Alignment(Component):
     def losses(self, context: StepContext) -> dict[str, Tensor]:
         """Distance of the features, 0 where one of the devices has too few of them."""
         # In float32: differences of nearly equal numbers.
-        with torch.autocast(context.source.scores.device.type, enabled=False):
+        with torch.autocast(context.source.features[0].device.type, enabled=False):
             found = self.distance(self._compared(context))
         name = type(self).__name__.lower()
         context.log(f"health/{name}", found.detach())
@@ -113,19 +104,19 @@ class _Alignment(Component):
         return {name: self.settings.weight * rise * found}
 
     def _compared(self, context: StepContext) -> Compared:
-        settings, target = self.settings, context.target
+        settings, target, detector = self.settings, context.target, context.detector
         assert target is not None
         if settings.features == "map":
             a, b = pool_maps(context.source), pool_maps(target)
             return Compared(a, b, a.new_ones(len(a), 1), b.new_ones(len(b), 1))
         own = true_regions(
-            context.source, context.source_targets, self.strides, settings.regions, context.draw
+            detector, context.source, context.source_targets, settings.regions, context.draw
         )
-        found = confident_regions(target, settings.threshold, settings.regions)
+        found = detector.confident(target, settings.threshold, settings.regions)
         context.log("health/target_regions_per_image", found.mask.float().sum(1).mean())
         features, members = [], []
         for outputs, regions in ((context.source, own), (target, found)):
-            pooled = pool_regions(outputs, regions.boxes, self.strides, settings.resolution)
+            pooled = detector.region_features(outputs, regions.boxes, settings.resolution)
             features.append(pooled.flatten(0, 1))
             mask = regions.mask.flatten().float().unsqueeze(1)
             kinds = F.one_hot(regions.labels.flatten(), self.classes)

@@ -13,21 +13,31 @@ from torch import Tensor, nn
 from da_leukemia.config import Augmentation
 from da_leukemia.data.batches import Targets
 from da_leukemia.data.views import Draw
-from da_leukemia.models.one_stage import Detections, OneStageDetector, Outputs
+from da_leukemia.models.base import AnyDetector, Detections, Outputs, Places
 
 
 class Taught:
     """What the teacher says on the weak view of the target, without gradient."""
 
-    def __init__(self, teacher: OneStageDetector, weak: Tensor) -> None:
+    def __init__(self, teacher: AnyDetector, weak: Tensor) -> None:
         self.teacher = teacher
         with torch.no_grad():
-            self.outputs = teacher(weak)
+            self.outputs: Outputs = teacher(weak)
 
     @cached_property
     def detections(self) -> Detections:
         """Its detections, best first; only dense methods go without."""
         return self.teacher.decode(self.outputs)
+
+    @cached_property
+    def places(self) -> Places:
+        """What it thinks at each of its places."""
+        with torch.no_grad():
+            return self.teacher.places(self.outputs)
+
+    def peaks(self, labelled: Tensor) -> Tensor:
+        """Return its best score of a class in ``labelled`` ``(C,)`` at each place, ``(B, L)``."""
+        return (self.places.scores * labelled).amax(-1)
 
 
 @dataclass
@@ -46,7 +56,7 @@ class Views:
         log: see `StepContext`.
     """
 
-    teacher: OneStageDetector | None
+    teacher: AnyDetector | None
     progress: float
     draw: Draw
     augmentation: Augmentation
@@ -87,8 +97,8 @@ class StepContext:
         log: call with a name and a tensor to have it averaged and logged.
     """
 
-    detector: OneStageDetector
-    teacher: OneStageDetector | None
+    detector: AnyDetector
+    teacher: AnyDetector | None
     progress: float
     draw: Draw
     source: Outputs
@@ -140,7 +150,7 @@ class Component(nn.Module):
     restyles_alone = False  # whether `restyle` needs no target, and is called without one
     finishes = False  # whether `finish` does anything
 
-    def attach(self, network: OneStageDetector) -> None:
+    def attach(self, network: AnyDetector) -> None:
         """Reach into the student, once, after its moving average was copied from it."""
         del network
 
@@ -188,7 +198,7 @@ class Component(nn.Module):
         del context
         return {}
 
-    def finish(self, network: OneStageDetector, images: Images) -> None:
+    def finish(self, network: AnyDetector, images: Images) -> None:
         """Change the tested weights after training, for the target device alone.
 
         Must be repeatable: a job that is tested again goes through it again.

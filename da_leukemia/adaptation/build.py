@@ -19,21 +19,22 @@ from da_leukemia.adaptation.mixstyle import MixStyle
 from da_leukemia.adaptation.prototypes import Prototypes
 from da_leukemia.adaptation.statistics import AdaBN, Tent
 from da_leukemia.config import active_components
-from da_leukemia.models.one_stage import OneStageDetector
+from da_leukemia.errors import ConfigError
+from da_leukemia.models.base import AnyDetector
 
 
-def _sizes(detector: OneStageDetector) -> tuple[int, ...]:
+def _sizes(detector: AnyDetector) -> tuple[int, ...]:
     return detector.attributes.sizes if detector.attributes is not None else ()
 
 
-_BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
+_BUILDERS: dict[str, Callable[[Any, AnyDetector], Component]] = {
     "adversarial": lambda x, d: Adversarial(x, d.channels, len(d.strides)),
     "fourier": lambda x, d: Fourier(x),
     "histogram": lambda x, d: Histogram(x),
-    "instance_adversarial": lambda x, d: InstanceAdversarial(x, d.channels, d.classes, d.strides),
-    "mmd": lambda x, d: Mmd(x, d.classes, d.strides),
-    "coral": lambda x, d: Coral(x, d.classes, d.strides),
-    "prototypes": lambda x, d: Prototypes(x, d.channels, d.classes, d.strides),
+    "instance_adversarial": lambda x, d: InstanceAdversarial(x, d.region_channels, d.classes),
+    "mmd": lambda x, d: Mmd(x, d.classes),
+    "coral": lambda x, d: Coral(x, d.classes),
+    "prototypes": lambda x, d: Prototypes(x, d.region_channels, d.classes),
     "reinhard": lambda x, d: Reinhard(x),
     "stain_jitter": lambda x, d: StainJitter(x),
     "mean_teacher": lambda x, d: MeanTeacher(x, d.classes, _sizes(d)),
@@ -49,12 +50,20 @@ _BUILDERS: dict[str, Callable[[Any, OneStageDetector], Component]] = {
 }
 
 
-def build_components(method: s.Method, detector: OneStageDetector) -> list[Component]:
-    """Build the components of a method that are not switched off by a zero strength."""
+def build_components(method: s.Method, detector: AnyDetector) -> list[Component]:
+    """Build the components of a method that are not switched off by a zero strength.
+
+    Raises:
+        ConfigError: one of them means nothing on this kind of detector.
+    """
     built: list[Component] = []
     for given in active_components(method):
         kind = given.pop("name")
-        built.append(_BUILDERS[kind](s.COMPONENTS[kind](**given), detector))
+        settings = s.COMPONENTS[kind](**given)
+        why = s.refusal(settings, detector.kind)
+        if why:
+            raise ConfigError(f"{kind}: {why}")
+        built.append(_BUILDERS[kind](settings, detector))
     for component in built:
         if isinstance(component, InstanceAdversarial):
             component.meet(built)

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from da_leukemia.adaptation.base import Component, StepContext
 from da_leukemia.adaptation.pseudo import ClassCounts, disagreement, labelled_classes, strength
 from da_leukemia.adaptation.settings import Distillation as Settings
+from da_leukemia.models.base import Pair
 from da_leukemia.models.losses import paired_iou
-
-
-def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Binary cross-entropy less the entropy of its target, element-wise.
-
-    Same gradient, but 0 where student and teacher agree, so that its size means something.
-    """
-    entropy = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
-    apart = F.binary_cross_entropy_with_logits(logits, probabilities, reduction="none")
-    out: Tensor = apart - entropy
-    return out
 
 
 class Distillation(Component):
@@ -52,28 +41,21 @@ class Distillation(Component):
             self.counts.see_source(context.source_targets)
         if context.target is None or not self.wants_target(context.progress):
             return {}
-        settings, student, teacher = self.settings, context.target, context.taught.outputs
+        settings = self.settings
         labelled = labelled_classes(context.source_targets)
-        probabilities = teacher.scores.float().sigmoid() * labelled
-        peak, best = probabilities.max(-1)
+        pairs = context.detector.pairs(
+            context.target, context.taught.teacher, context.taught.outputs, labelled
+        )
+        first, *others = [self._distances(pair) for pair in pairs]
+        classes, boxes = first
+        for more_classes, more_boxes in others:
+            classes, boxes = classes + more_classes, boxes + more_boxes
+        peak, best = pairs[0].taught.max(-1)
         positive = peak >= settings.positive
-        overlap, giou = paired_iou(student.boxes.float(), teacher.boxes.float())
-        if settings.harmony:
-            weight = (peak * overlap.detach()).sqrt()
-            # The weight alone would let thousands of weak locations outvote the cells.
-            box_weight = weight * peak
-        else:
-            weight = torch.ones_like(peak)
-            box_weight = positive.float()
-        apart = (soft_cross_entropy(student.scores.float(), probabilities) * labelled).sum(-1)
-        # Divided by the cells that the teacher sees, softly counted, as the supervised loss is by
-        # the positive locations: without one this is a sum of next to nothing.
-        classes = (apart * weight).sum() / (weight * peak).sum().clamp(min=1)
-        boxes = ((1 - giou) * box_weight).sum() / box_weight.sum().clamp(min=1)
         context.log("health/teacher_positives_per_image", positive.float().sum(1).mean())
         context.log(
             "health/disagreement",
-            disagreement(teacher.scores, student.scores, labelled, settings.positive),
+            disagreement(pairs[0].taught, pairs[0].scores, labelled, settings.positive),
         )
         if self.counts is not None:
             self.counts.see_pseudo(best, positive)
@@ -83,3 +65,19 @@ class Distillation(Component):
         if settings.box_weight > 0:
             out["teacher_box"] = factor * settings.box_weight * boxes
         return out
+
+    def _distances(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Return the distance of classes and of boxes over one kind of places."""
+        peak = pair.taught.amax(-1)
+        overlap, giou = paired_iou(pair.boxes, pair.taught_boxes)
+        if self.settings.harmony:
+            weight = (peak * overlap.detach()).sqrt()
+            # The weight alone would let thousands of weak locations outvote the cells.
+            box_weight = weight * peak
+        else:
+            weight = torch.ones_like(peak)
+            box_weight = (peak >= self.settings.positive).float()
+        # Divided by the cells that the teacher sees, softly counted, as the supervised loss is by
+        # the positive locations: without one this is a sum of next to nothing.
+        classes = (pair.apart * weight).sum() / (weight * peak).sum().clamp(min=1)
+        return classes, ((1 - giou) * box_weight).sum() / box_weight.sum().clamp(min=1)

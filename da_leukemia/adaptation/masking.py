@@ -16,7 +16,7 @@ from da_leukemia.adaptation.pseudo import (
 from da_leukemia.adaptation.settings import MaskedConsistency as ConsistencySettings
 from da_leukemia.adaptation.settings import Masking as MaskingSettings
 from da_leukemia.data.views import Draw
-from da_leukemia.models.one_stage import Outputs
+from da_leukemia.models.base import Outputs
 
 
 def hide_blocks(images: Tensor, block: int, ratio: float, draw: Draw) -> Tensor:
@@ -82,17 +82,24 @@ class MaskedConsistency(Component):
         labelled = labelled_classes(context.source_targets)
         found = taught.detections
         pseudo, confident = pseudo_labels(found, labelled, settings.threshold)
-        peaks = (taught.outputs.scores.float().sigmoid() * labelled).amax(-1)
-        sure = peaks <= settings.negative
-        losses = context.detector.loss(masked, pseudo, background=sure, boxes=False)
+        sure = taught.peaks(labelled) <= settings.negative
+        detector = context.detector
+        loss = detector.pseudo_loss(
+            masked, pseudo, taught.outputs, found, settings.negative, context.draw
+        )
         context.log("health/pseudo_boxes_per_image", confident.float().sum(1).mean())
         context.log("health/doubtful_share", 1 - sure.float().mean())
         context.log(
             "health/disagreement",
-            disagreement(taught.outputs.scores, masked.scores, labelled, settings.negative),
+            disagreement(
+                taught.places.scores,
+                detector.scores_beside(masked, taught.outputs),
+                labelled,
+                settings.negative,
+            ),
         )
         if self.counts is not None:
             self.counts.see_pseudo(found.labels, confident)
             context.log("health/class_shift", self.counts.shift())
         factor = settings.weight * strength(context.progress, settings.burn_in, settings.ramp)
-        return {"masked_class": factor * losses["class"]}
+        return {"masked_class": factor * loss}

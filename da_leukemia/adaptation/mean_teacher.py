@@ -75,13 +75,14 @@ class MeanTeacher(Component):
             self.thresholds.update(found, self.settings.negative)
             threshold = self.thresholds.of(found.labels)
         pseudo, confident = pseudo_labels(found, labelled, threshold)
-        peaks = (taught.outputs.scores.float().sigmoid() * labelled).amax(-1)
-        doubt = peaks > self.settings.negative
-        losses = context.detector.loss(context.target, pseudo, background=~doubt, boxes=False)
+        doubt = taught.peaks(labelled) > self.settings.negative
+        loss = context.detector.pseudo_loss(
+            context.target, pseudo, taught.outputs, found, self.settings.negative, context.draw
+        )
         weight = self.settings.weight * strength(
             context.progress, self.settings.burn_in, self.settings.ramp
         )
-        out = {"teacher_class": weight * losses["class"]}
+        out = {"teacher_class": weight * loss}
         if self.settings.attribute_weight > 0 and self.sizes:
             out["teacher_attribute"] = weight * self._attributes(context, confident)
         self._report(context, found.labels, confident, doubt, labelled)
@@ -98,7 +99,7 @@ class MeanTeacher(Component):
             found.attributes[:, part], self.sizes, self.settings.attribute_threshold, usable
         )
         boxes = found.boxes[:, part]
-        logits = head(context.target.features[0], boxes, context.detector.strides[0])
+        logits = context.detector.attributes_at(context.target, boxes)
         sure = (codes >= 0).float().sum() / usable.float().sum().clamp(min=1)
         context.log("health/pseudo_attribute_share", sure)
         factor = self.settings.attribute_weight * context.detector.attribute_weight
@@ -117,8 +118,8 @@ class MeanTeacher(Component):
         context.log("health/pseudo_boxes_per_image", confident.float().sum(1).mean())
         context.log("health/doubtful_share", doubt.float().mean())
         apart = disagreement(
-            context.taught.outputs.scores,
-            context.target.scores,
+            context.taught.places.scores,
+            context.detector.scores_beside(context.target, context.taught.outputs),
             labelled,
             self.settings.negative,
         )

@@ -13,13 +13,13 @@ from da_leukemia.adaptation.settings import ConfMix as ConfMixSettings
 from da_leukemia.adaptation.settings import Daca as DacaSettings
 from da_leukemia.data.batches import VISIBLE, Targets
 from da_leukemia.data.views import strong_photometry
+from da_leukemia.models.base import Detections, Outputs, Places
 from da_leukemia.models.losses import paired_iou
-from da_leukemia.models.one_stage import Detections, Outputs
 
 _KEPT = 32
 """Pseudo-labels of one quadrant at most, the best first."""
 _VOTERS = 256
-"""Locations of an image, the best first, whose boxes vote on a detection's certainty."""
+"""Places of an image, the best first, whose boxes vote on a detection's certainty."""
 
 
 def quadrants(size: int, device: torch.device) -> Tensor:
@@ -49,15 +49,15 @@ def most_confident(boxes: Tensor, scores: Tensor, mask: Tensor, size: int) -> Te
     return (total / inside.sum(1).clamp(min=1)).argmax(-1)
 
 
-def box_certainty(found: Detections, outputs: Outputs) -> Tensor:
-    """Return how well the locations that see a cell agree on its box, ``(B, K)`` in 0.5..1, or 0.
+def box_certainty(found: Detections, places: Places) -> Tensor:
+    """Return how well the places that see a cell agree on its box, ``(B, K)`` in 0.5..1, or 0.
 
     The mean overlap with the detection of the boxes that overlap it by half or more, weighted by
     their scores. It stands in for the predicted variance of ConfMix's detector.
     """
-    peaks = outputs.scores.float().sigmoid().amax(-1)
+    peaks = places.scores.amax(-1)
     votes, place = peaks.topk(min(_VOTERS, peaks.shape[1]))
-    boxes = outputs.boxes.float().gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
+    boxes = places.boxes.gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
     overlap, _ = paired_iou(found.boxes.unsqueeze(2), boxes.unsqueeze(1))
     weight = votes.unsqueeze(1) * (overlap >= 0.5)
     return (weight * overlap).sum(-1) / weight.sum(-1).clamp(min=1e-6)
@@ -155,7 +155,7 @@ class ConfMix(Component):
         found, size = views.taught.detections, views.source.shape[-1]
         labelled = labelled_classes(source)
         trust = 2 / (1 + math.exp(-5 * views.progress)) - 1
-        certainty = box_certainty(found, views.taught.outputs)
+        certainty = box_certainty(found, views.taught.places)
         scores = found.scores * (1 - trust + trust * certainty)
 
         usable = found.mask & labelled[found.labels] & (scores > settings.negative)
@@ -188,7 +188,7 @@ class ConfMix(Component):
 
         def losses(context: StepContext, outputs: Outputs) -> dict[str, Tensor]:
             ramp = strength(context.progress, settings.burn_in, settings.ramp)
-            learned = context.detector.loss(outputs, mixed)
+            learned = context.detector.loss(outputs, mixed, draw=context.draw)
             return {f"mixed_{k}": settings.weight * ramp * share * v for k, v in learned.items()}
 
         return Extra(images, losses)
@@ -251,7 +251,7 @@ class Daca(Component):
 
         def losses(context: StepContext, outputs: Outputs) -> dict[str, Tensor]:
             ramp = strength(context.progress, settings.burn_in, settings.ramp)
-            learned = context.detector.loss(outputs, tiled, attributes=False)
+            learned = context.detector.loss(outputs, tiled, draw=context.draw, attributes=False)
             return {f"mixed_{k}": settings.weight * ramp * v for k, v in learned.items()}
 
         return Extra(images, losses)

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from da_leukemia.adaptation.adversarial import reversal_schedule
 from da_leukemia.adaptation.base import Component, StepContext
-from da_leukemia.adaptation.regions import confident_regions, pool_regions, true_regions
+from da_leukemia.adaptation.regions import true_regions
 from da_leukemia.adaptation.settings import Prototypes as Settings
-from da_leukemia.data.batches import Targets
-from da_leukemia.models.one_stage import Outputs
-
-
-@torch.no_grad()
-def mean_ground(outputs: Outputs, targets: Targets) -> Tensor:
-    """Return the mean feature of the locations outside all cells, ``(D,)`` float32.
-
-    Cells of unknown type count as cells, since they are no ground.
-    """
-    x, y = outputs.points[None, :, None, 0], outputs.points[None, :, None, 1]
-    x1, y1, x2, y2 = (targets.boxes[:, None, :, i] for i in range(4))  # (B, 1, M)
-    inside = (x > x1) & (x < x2) & (y > y1) & (y < y2) & targets.mask.unsqueeze(1)
-    ground = (~inside.any(-1)).float()
-    features = torch.cat([f.flatten(2) for f in outputs.features], 2).float()
-    return (features * ground.unsqueeze(1)).sum((0, 2)) / ground.sum().clamp(min=1)
 
 
 class Prototypes(Component):
@@ -36,12 +18,9 @@ class Prototypes(Component):
     The ground's makes a contrast where there is one class alone.
     """
 
-    def __init__(
-        self, settings: Settings, channels: int, classes: int, strides: Sequence[int]
-    ) -> None:
+    def __init__(self, settings: Settings, channels: int, classes: int) -> None:
         super().__init__()
         self.settings = settings
-        self.strides = strides
         self.prototypes: Tensor
         self.seen: Tensor
         self.register_buffer("prototypes", torch.zeros(classes + 1, channels))
@@ -54,21 +33,21 @@ class Prototypes(Component):
 
     def losses(self, context: StepContext) -> dict[str, Tensor]:
         """Cross-entropy over prototypes, 0 as long as the target shows no cell."""
-        settings, target = self.settings, context.target
+        settings, target, detector = self.settings, context.target, context.detector
         assert target is not None
         own = true_regions(
-            context.source, context.source_targets, self.strides, settings.regions, context.draw
+            detector, context.source, context.source_targets, settings.regions, context.draw
         )
-        found = confident_regions(target, settings.threshold, settings.regions)
+        found = detector.confident(target, settings.threshold, settings.regions)
         # In float32: an average that moves by a hundredth per step stands still in bf16.
-        with torch.autocast(target.scores.device.type, enabled=False):
+        with torch.autocast(target.features[0].device.type, enabled=False):
             on_source, on_target = (
                 F.normalize(
-                    pool_regions(o, r.boxes, self.strides, settings.resolution), dim=-1
+                    detector.region_features(o, r.boxes, settings.resolution), dim=-1
                 ).flatten(0, 1)
                 for o, r in ((context.source, own), (target, found))
             )
-            ground = mean_ground(context.source, context.source_targets)
+            ground = detector.ground_feature(context.source, context.source_targets)
             self._remember(on_source.detach(), own.labels.flatten(), own.mask.flatten(), ground)
             pull = self._contrast(on_target, found.labels.flatten(), found.mask.flatten())
             hold = self._contrast(on_source, own.labels.flatten(), own.mask.flatten())

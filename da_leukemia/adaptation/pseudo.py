@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from da_leukemia.data.batches import Targets
-from da_leukemia.models.one_stage import Detections
+from da_leukemia.models.base import Detections
 
 
 def labelled_classes(targets: Targets) -> Tensor:
@@ -72,13 +72,13 @@ def disagreement(teacher: Tensor, student: Tensor, labelled: Tensor, floor: floa
     """Return the mean distance of class scores where the teacher sees a cell.
 
     Args:
-        teacher: ``(B, L, C)`` logits.
-        student: same shape.
+        teacher: ``(B, L, C)`` scores in 0..1.
+        student: same shape, at the same places.
         labelled: ``(C,)`` bool.
         floor: teacher score from which a location counts.
     """
-    taught = teacher.detach().float().sigmoid() * labelled
-    apart = (taught - student.detach().float().sigmoid() * labelled).abs().amax(-1)
+    taught = teacher.detach() * labelled
+    apart = (taught - student.detach() * labelled).abs().amax(-1)
     seen = (taught.amax(-1) >= floor).float()
     return (apart * seen).sum() / seen.sum().clamp(min=1)
 

@@ -471,6 +471,17 @@ AFTER_TRAINING = frozenset({"adabn", "tent"})
 """Components that act on the finished network and change nothing before."""
 
 
+def refusal(settings: Any, detector: str) -> str | None:
+    """Return why a component cannot work on a kind of detector; None where it can."""
+    if isinstance(settings, Distillation) and settings.harmony and detector != "one_stage":
+        return (
+            f"harmony weighs every location of a dense detector, and {detector} answers at "
+            "proposals that its teacher has already chosen; use detector.kind=one_stage, or "
+            "distillation without harmony (aldi_pp)"
+        )
+    return None
+
+
 @dataclass
 class Method:
     """What one row of the matrix does: a training recipe and a list of components.

@@ -12,7 +12,7 @@ from da_leukemia.adaptation.base import Component, Images
 from da_leukemia.adaptation.settings import AdaBN as AdaBNSettings
 from da_leukemia.adaptation.settings import Tent as TentSettings
 from da_leukemia.errors import ConfigError
-from da_leukemia.models.one_stage import OneStageDetector
+from da_leukemia.models.base import AnyDetector
 
 
 class AdaBN(Component):
@@ -25,7 +25,7 @@ class AdaBN(Component):
         self.settings = settings
 
     @torch.no_grad()
-    def finish(self, network: OneStageDetector, images: Images) -> None:
+    def finish(self, network: AnyDetector, images: Images) -> None:
         """Average mean and variance over the target's batches.
 
         Raises:
@@ -61,14 +61,13 @@ def _of(statistics: Tensor | None) -> Tensor:
     return statistics
 
 
-def detection_entropy(logits: Tensor) -> Tensor:
-    """Return the mean binary entropy of class scores, weighted by each location's best score.
+def detection_entropy(scores: Tensor) -> Tensor:
+    """Return the mean binary entropy of class scores, weighted by each place's best score.
 
     Args:
-        logits: ``(B, L, C)``. Nearly all locations are certain background; unweighted they would
-            be all that counts.
+        scores: ``(B, L, C)`` in 0..1. Nearly all places are certain background; unweighted they
+            would be all that counts.
     """
-    scores = logits.float().sigmoid()
     certain = torch.special.entr(scores) + torch.special.entr(1 - scores)
     weight = scores.detach().amax(-1)
     mean: Tensor = (certain.sum(-1) * weight).sum() / weight.sum().clamp(min=1e-6)
@@ -87,7 +86,7 @@ class Tent(Component):
         super().__init__()
         self.settings = settings
 
-    def finish(self, network: OneStageDetector, images: Images) -> None:
+    def finish(self, network: AnyDetector, images: Images) -> None:
         """Take a few steps of Adam, one batch each, going round the images where they are few."""
         kinds = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
         layers = [m for m in network.modules() if isinstance(m, kinds)]
@@ -103,7 +102,7 @@ class Tent(Component):
                 begun = done
                 for batch in itertools.islice(images(), self.settings.steps - done):
                     optimizer.zero_grad()
-                    detection_entropy(network(batch).scores).backward()  # type: ignore[no-untyped-call]
+                    detection_entropy(network.places(network(batch)).scores).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     done += 1
                 if done == begun:  # no image

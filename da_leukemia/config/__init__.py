@@ -23,6 +23,7 @@ from da_leukemia.config.schema import (
     Simulation,
     Split,
     Trainer,
+    TwoStage,
     active_components,
     devices_of,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Simulation",
     "Split",
     "Trainer",
+    "TwoStage",
     "active_components",
     "complete",
     "devices_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from da_leukemia.adaptation.settings import COMPONENTS, SOURCE_FREE, Method
+from da_leukemia.adaptation.settings import COMPONENTS, SOURCE_FREE, Method, refusal
 from da_leukemia.config.schema import (
     CALIBRATIONS,
     SOURCES_MARK,
     TWINS,
+    Detector,
     Experiment,
+    TwoStage,
+    active_components,
     devices_of,
 )
 from da_leukemia.errors import did_you_mean
@@ -126,6 +130,41 @@ def _check_source_free(name: str, method: Method) -> list[str]:
     return found
 
 
+def check_fit(name: str, method: Method, detector: Detector) -> list[str]:
+    """Return why a method, whose settings are sound, cannot run on a detector."""
+    found = []
+    for settings in active_components(method):
+        kind = settings.pop("name")
+        why = refusal(COMPONENTS[kind](**settings), detector.kind)
+        if why:
+            found.append(f"methods: {name!r} cannot run on detector.kind={detector.kind}: {why}")
+    return found
+
+
+def check_detector(detector: Detector) -> list[str]:
+    """Return every number of a detector that cannot be."""
+    two = detector.two_stage
+    if detector.kind == "one_stage":
+        if two == TwoStage():
+            return []
+        return ["detector.two_stage: means nothing for kind one_stage; set kind: faster_rcnn"]
+    found = [
+        f"detector.two_stage.{key}: expected at least 1, got {getattr(two, key)}"
+        for key in ("proposals", "sampled", "hidden")
+        if getattr(two, key) < 1
+    ]
+    if not two.anchors or min(two.anchors) <= 0:
+        found.append(f"detector.two_stage.anchors: expected sides above 0, got {two.anchors}")
+    strides = sorted(detector.strides)
+    steps = itertools.pairwise(strides)
+    if any(after != 2 * before for before, after in steps):
+        found.append(
+            f"detector.strides: {strides} leave a gap; faster_rcnn pools by torchvision's "
+            "MultiScaleRoIAlign, which wants each stride to be twice the one before"
+        )
+    return found
+
+
 def check_calibration(experiment: Experiment) -> list[str]:
     """Return every problem of the calibration's settings and of its axis."""
     settings = experiment.data.calibration
@@ -161,6 +200,7 @@ def check_numbers(experiment: Experiment) -> list[str]:
             f"data.image_size: {data.image_size} is no positive multiple of the largest stride "
             f"{max(detector.strides)}"
         )
+    problems += check_detector(detector)
     problems += [
         f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
         for key in ("steps", "epoch_steps", "batch_size", "threads")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config.check import check_calibration, check_method, check_numbers
+from da_leukemia.config.check import check_calibration, check_fit, check_method, check_numbers
 from da_leukemia.config.check import problems as problems_of
 from da_leukemia.config.schema import (
     LEAVE_ONE_OUT,
@@ -189,7 +189,9 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
         try:
             if name not in experiment.adaptations:
                 experiment.adaptations[name] = load_method(name, path)
-            problems += check_method(name, experiment.adaptations[name])
+            method = experiment.adaptations[name]
+            wrong = check_method(name, method)
+            problems += wrong or check_fit(name, method, experiment.detector)
         except ConfigError as error:
             problems += error.problems
     problems += check_numbers(experiment)

@@ -108,21 +108,33 @@ class Data:
 
 
 @dataclass
-class Detector:
-    """The one-stage multi-task detector."""
+class TwoStage:
+    """What only Faster R-CNN has. Its other constants are torchvision's."""
 
+    anchors: list[float] = field(default_factory=lambda: [3.0, 4.5])  # sides, in strides of a level
+    proposals: int = 128  # of an image, that the second stage looks at
+    sampled: int = 64  # of them, that it learns from
+    hidden: int = 256  # width of its two layers
+
+
+@dataclass
+class Detector:
+    """A multi-task detector: ours, or torchvision's Faster R-CNN, on any timm backbone."""
+
+    kind: str = _choice("one_stage", "faster_rcnn")
     backbone: str = "mobilenetv4_conv_small"
     pretrained: bool = False  # download ImageNet weights
     norm: str = _choice("batch", "group")  # group: GroupNorm for the backbone's BatchNorm
     init_from: str | None = None  # a checkpoint of ours to start from
     channels: int = 96  # of the pyramid and heads
-    depth: int = 2  # convolutions in each head
+    depth: int = 2  # convolutions in each head (faster_rcnn: in that of the proposals)
     strides: list[int] = field(default_factory=lambda: [8, 16, 32])
     attribute_weight: float = 0.2  # 0 = no attribute head
     attribute_gradient: float = 0.1  # share of the attribute gradient that reaches the backbone
     score_threshold: float = 0.01
     nms_iou: float = 0.6
     max_detections: int = 100
+    two_stage: TwoStage = field(default_factory=TwoStage)  # for kind faster_rcnn
 
 
 @dataclass
@@ -304,6 +316,8 @@ class Job:
         identity["data"]["domains"] = domains
         if self.detector.norm == "batch":  # as before there was a choice
             del identity["detector"]["norm"]
+        if self.detector.kind == "one_stage":  # as before there was another
+            del identity["detector"]["kind"], identity["detector"]["two_stage"]
         identity["version"] = IDENTITY_VERSION
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]

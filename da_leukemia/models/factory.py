@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,10 +12,12 @@ from da_leukemia.config import Detector
 from da_leukemia.errors import ConfigError
 from da_leukemia.labels import LabelSpace
 from da_leukemia.models.backbone import Backbone
+from da_leukemia.models.base import AnyDetector
+from da_leukemia.models.faster_rcnn import FasterRCNN
 from da_leukemia.models.one_stage import OneStageDetector
 
 
-def build_detector(settings: Detector, space: LabelSpace) -> OneStageDetector:
+def build_detector(settings: Detector, space: LabelSpace) -> AnyDetector:
     """Build the detector, with random weights unless the settings say otherwise.
 
     Raises:
@@ -22,18 +26,22 @@ def build_detector(settings: Detector, space: LabelSpace) -> OneStageDetector:
     backbone = Backbone(
         settings.backbone, tuple(sorted(settings.strides)), settings.pretrained, settings.norm
     )
-    detector = OneStageDetector(
-        backbone,
-        len(space.classes),
-        space.attribute_sizes,
-        channels=settings.channels,
-        depth=settings.depth,
-        attribute_weight=settings.attribute_weight,
-        attribute_gradient=settings.attribute_gradient,
-        score_threshold=settings.score_threshold,
-        nms_iou=settings.nms_iou,
-        max_detections=settings.max_detections,
-    )
+    shared: dict[str, Any] = {
+        "channels": settings.channels,
+        "depth": settings.depth,
+        "attribute_weight": settings.attribute_weight,
+        "attribute_gradient": settings.attribute_gradient,
+        "score_threshold": settings.score_threshold,
+        "nms_iou": settings.nms_iou,
+        "max_detections": settings.max_detections,
+    }
+    classes, sizes = len(space.classes), space.attribute_sizes
+    detector: AnyDetector
+    if settings.kind == "faster_rcnn":
+        own = dataclasses.asdict(settings.two_stage)
+        detector = FasterRCNN(backbone, classes, sizes, **shared, **own)
+    else:
+        detector = OneStageDetector(backbone, classes, sizes, **shared)
     if settings.init_from:
         load_weights(detector, Path(settings.init_from))
     return detector
@@ -53,7 +61,7 @@ def check_settings(settings: Detector) -> None:
         raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
 
 
-def load_weights(detector: OneStageDetector, path: Path) -> None:
+def load_weights(detector: AnyDetector, path: Path) -> None:
     """Start from the tested weights of an earlier run; what does not fit by shape is left out.
 
     Raises:

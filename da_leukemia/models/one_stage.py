@@ -4,62 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
 
 from da_leukemia.data.batches import Targets
+from da_leukemia.data.views import Draw
 from da_leukemia.models.assign import assign
-from da_leukemia.models.attributes import AttributeHead
 from da_leukemia.models.backbone import Backbone
-from da_leukemia.models.losses import paired_iou, quality_focal_loss
+from da_leukemia.models.base import Detections, DetectorBase, Outputs, Pair, Places, Regions
+from da_leukemia.models.losses import paired_iou, quality_focal_loss, soft_cross_entropy
+from da_leukemia.models.pooling import grid_places, pool_boxes
 from da_leukemia.models.pyramid import FeaturePyramid, conv_block
 
 
 @dataclass
-class Outputs:
+class DenseOutputs(Outputs):
     """Raw maps of a batch; ``L`` locations over all levels, fine to coarse.
 
     Attributes:
-        features: pyramid maps, one per level.
         scores: ``(B, L, C)`` class logits.
         boxes: ``(B, L, 4)`` boxes in input pixels.
         points: ``(L, 2)`` location centres in input pixels.
         strides: ``(L,)``.
     """
 
-    features: list[Tensor]
     scores: Tensor
     boxes: Tensor
     points: Tensor
     strides: Tensor
 
-    def select(self, part: slice) -> Outputs:
+    def select(self, part: slice) -> Self:
         """Return the outputs of some images of the batch."""
         features = [f[part] for f in self.features]
-        return Outputs(features, self.scores[part], self.boxes[part], self.points, self.strides)
-
-
-@dataclass
-class Detections:
-    """Padded detections of a batch, best first.
-
-    Attributes:
-        boxes: ``(B, K, 4)`` input pixels.
-        scores: ``(B, K)`` in 0..1.
-        labels: ``(B, K)`` class indices.
-        mask: ``(B, K)`` bool.
-        attributes: ``(B, K, S)`` concatenated probabilities; ``S = 0`` without attributes.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    mask: Tensor
-    attributes: Tensor
+        return replace(self, features=features, scores=self.scores[part], boxes=self.boxes[part])
 
 
 class Head(nn.Module):
@@ -88,10 +69,8 @@ class Head(nn.Module):
         return scores, (raw.float() * self.scale[level]).clamp(max=6).exp()
 
 
-class OneStageDetector(nn.Module):
-    """Feature pyramid, decoupled heads and an attribute head on any timm backbone.
-
-    Convention: images ``(B, 3, S, S)`` float in 0..1; boxes half-open pixels of that input.
+class OneStageDetector(DetectorBase[DenseOutputs]):
+    """Decoupled heads on every location of the pyramid.
 
     Args:
         backbone: the feature extractor, one map per stride.
@@ -99,12 +78,15 @@ class OneStageDetector(nn.Module):
         attribute_sizes: values of each attribute; empty for no attribute head.
         channels: width of pyramid and heads.
         depth: convolutions per tower.
-        attribute_weight: factor of the attribute loss.
-        attribute_gradient: share of its gradient that reaches the pyramid.
-        score_threshold: detections below are not returned.
-        nms_iou: boxes of one class that overlap more are merged into the best.
-        max_detections: at most this many per image.
+        attribute_weight: see `DetectorBase`, also for the rest.
+        attribute_gradient: see there.
+        score_threshold: see there.
+        nms_iou: see there.
+        max_detections: see there.
     """
+
+    kind = "one_stage"
+    head: Head
 
     def __init__(
         self,
@@ -120,24 +102,22 @@ class OneStageDetector(nn.Module):
         nms_iou: float = 0.6,
         max_detections: int = 100,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.classes = classes
-        self.channels = channels
-        self.strides = backbone.strides
-        self.pyramid = FeaturePyramid(backbone.channels, channels)
-        self.head = Head(channels, depth, classes, len(backbone.strides))
-        self.attribute_weight = attribute_weight
-        self.attributes = (
-            AttributeHead(channels, attribute_sizes, attribute_gradient)
-            if attribute_sizes and attribute_weight > 0
-            else None
+        super().__init__(
+            backbone,
+            FeaturePyramid(backbone.channels, channels),
+            Head(channels, depth, classes, len(backbone.strides)),
+            classes,
+            attribute_sizes,
+            channels=channels,
+            attribute_weight=attribute_weight,
+            attribute_gradient=attribute_gradient,
+            score_threshold=score_threshold,
+            nms_iou=nms_iou,
+            max_detections=max_detections,
         )
-        self.score_threshold = score_threshold
-        self.nms_iou = nms_iou
-        self.max_detections = max_detections
+        self.region_channels = channels
 
-    def forward(self, images: Tensor) -> Outputs:
+    def forward(self, images: Tensor) -> DenseOutputs:
         """Compute the raw maps."""
         features = self.pyramid(self.backbone(images))
         scores, boxes, points, strides = [], [], [], []
@@ -154,7 +134,7 @@ class OneStageDetector(nn.Module):
             boxes.append(torch.cat([low, high], -1))
             points.append(point)
             strides.append(point.new_full((len(point),), stride))
-        return Outputs(
+        return DenseOutputs(
             features,
             torch.cat(scores, 1),
             torch.cat(boxes, 1),
@@ -164,22 +144,25 @@ class OneStageDetector(nn.Module):
 
     def loss(
         self,
-        outputs: Outputs,
+        outputs: DenseOutputs,
         targets: Targets,
         *,
+        draw: Draw | None = None,
+        attributes: bool = True,
         background: Tensor | None = None,
         boxes: bool = True,
-        attributes: bool = True,
     ) -> dict[str, Tensor]:
-        """Compute the named losses of a labelled (or pseudo-labelled) batch.
+        """See `DetectorBase.loss`. Every location takes part, so nothing is drawn.
 
         Args:
             outputs: raw maps.
             targets: padded labels; an image without boxes teaches background.
+            draw: not used.
+            attributes: whether the attribute loss is wanted.
             background: ``(B, L)`` bool, where False a negative location teaches nothing.
             boxes: whether box and attribute losses are wanted.
-            attributes: whether the attribute loss is; pseudo-labels come without.
         """
+        del draw
         found = assign(targets, outputs.points, outputs.strides)
         index = found.box
         truth = targets.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
@@ -196,53 +179,91 @@ class OneStageDetector(nn.Module):
         if not boxes:
             return losses
         losses["box"] = ((1 - giou) * positive).sum() / normaliser
-        if self.attributes is not None and attributes:
-            known = targets.mask & (targets.labels >= 0)
-            codes = targets.attributes.masked_fill(~known.unsqueeze(-1), -1)
-            logits = self.attributes_at(outputs, targets.boxes)
-            losses["attribute"] = self.attribute_weight * self.attributes.loss(logits, codes)
-        return losses
+        return losses | self.attribute_loss(outputs, targets) if attributes else losses
 
-    def attributes_at(self, outputs: Outputs, boxes: Tensor) -> Tensor:
-        """Read the attributes of given boxes.
+    def places(self, outputs: DenseOutputs) -> Places:
+        """Return class scores and boxes of every location."""
+        return Places(outputs.scores.float().sigmoid(), outputs.boxes.float())
 
-        Args:
-            outputs: raw maps of the images.
-            boxes: ``(B, N, 4)`` padded boxes in input pixels.
+    # --- adaptation --------------------------------------------------------------------------
 
-        Returns:
-            Logits ``(B, N, S)``, the values of each attribute side by side; ``S = 0`` without an
-            attribute head.
-        """
-        if self.attributes is None:
-            return boxes.new_zeros((*boxes.shape[:2], 0))
-        logits: Tensor = self.attributes(outputs.features[0], boxes, self.strides[0])
-        return logits
+    def objectness(self, outputs: DenseOutputs) -> list[Tensor]:
+        """Return the best class score of each location."""
+        scores = outputs.scores.detach().float().sigmoid().amax(-1)
+        return list(torch.split(scores, [f.shape[-2] * f.shape[-1] for f in outputs.features], 1))
 
     @torch.no_grad()
-    def decode(self, outputs: Outputs, candidates: int = 300) -> Detections:
-        """Turn raw maps into detections: top scores, then one NMS over the whole batch."""
-        scores = outputs.scores.float().sigmoid()
-        batch, _, classes = scores.shape
-        size = max(self.strides) * max(f.shape[-1] for f in outputs.features[-1:])
-        best, flat = scores.flatten(1).topk(min(candidates, scores[0].numel()))
-        labels = flat % classes
-        location = (flat // classes).unsqueeze(-1).expand(-1, -1, 4)
-        boxes = outputs.boxes.float().gather(1, location).clamp(0, size)
-        image = torch.arange(batch, device=scores.device)[:, None].expand_as(labels)
-        sound = (best > self.score_threshold) & ((boxes[..., 2:] - boxes[..., :2]) > 0.5).all(-1)
-        keep = batched_nms(
-            boxes[sound], best[sound], (image * classes + labels)[sound], self.nms_iou
-        )
-        survives = torch.zeros_like(sound).flatten()
-        survives[sound.flatten().nonzero().squeeze(1)[keep]] = True
-        ranked = torch.where(survives.view_as(best), best, -1.0)
-        top, order = ranked.topk(min(self.max_detections, ranked.shape[1]))
-        mask = top > 0
-        boxes = boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
-        if self.attributes is None:
-            attributes = boxes.new_zeros((*mask.shape, 0))
-        else:
-            logits = self.attributes_at(outputs, boxes)
-            attributes = self.attributes.probabilities(logits)
-        return Detections(boxes, top.clamp(min=0), labels.gather(1, order), mask, attributes)
+    def class_scores(self, outputs: DenseOutputs, boxes: Tensor) -> Tensor:
+        """Return the scores of the location in the middle of each box."""
+        place, weight = (t.squeeze(2) for t in grid_places(outputs.features, boxes, self.strides))
+        nearest = place.gather(-1, weight.argmax(-1, keepdim=True))
+        scores = outputs.scores.float().gather(1, nearest.expand(-1, -1, outputs.scores.shape[-1]))
+        return scores.sigmoid()
+
+    @torch.no_grad()
+    def confident(self, outputs: DenseOutputs, threshold: float, count: int) -> Regions:
+        """See `DetectorBase.confident`.
+
+        Instead of NMS, whose result has no fixed length, a location must be the best of its 3 x 3
+        neighbours on its level, as in CenterNet (Zhou et al., 2019).
+        """
+        scores = outputs.scores.detach().float().sigmoid()
+        best, labels = scores.max(-1)
+        peaks, first = [], 0
+        for feature in outputs.features:
+            height, width = feature.shape[-2:]
+            level = best[:, first : first + height * width].view(-1, 1, height, width)
+            peaks.append((level == F.max_pool2d(level, 3, 1, 1)).flatten(1))
+            first += height * width
+        top, index = torch.where(torch.cat(peaks, 1), best, -1.0).topk(min(count, best.shape[1]))
+        edge = (outputs.points + outputs.strides.unsqueeze(-1) / 2).amax(0)  # width and height
+        boxes = outputs.boxes.detach().float().gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+        boxes = torch.minimum(boxes.clamp(min=0), edge.repeat(2))
+        mask = (top >= threshold) & ((boxes[..., 2:] - boxes[..., :2]) > 0.5).all(-1)
+        labels = torch.where(mask, labels.gather(1, index), 0)
+        at = index.unsqueeze(-1).expand(-1, -1, scores.shape[-1])
+        return Regions(boxes, labels, mask, scores.gather(1, at))
+
+    def region_features(self, outputs: DenseOutputs, boxes: Tensor, resolution: int = 3) -> Tensor:
+        """Average the pyramid under each box: see `pool_boxes`."""
+        return pool_boxes(outputs.features, boxes, self.strides, resolution)
+
+    @torch.no_grad()
+    def ground_feature(self, outputs: DenseOutputs, targets: Targets) -> Tensor:
+        """Average the features of the locations outside all cells."""
+        x, y = outputs.points[None, :, None, 0], outputs.points[None, :, None, 1]
+        x1, y1, x2, y2 = (targets.boxes[:, None, :, i] for i in range(4))  # (B, 1, M)
+        inside = (x > x1) & (x < x2) & (y > y1) & (y < y2) & targets.mask.unsqueeze(1)
+        ground = (~inside.any(-1)).float()
+        features = torch.cat([f.flatten(2) for f in outputs.features], 2).float()
+        return (features * ground.unsqueeze(1)).sum((0, 2)) / ground.sum().clamp(min=1)
+
+    def pseudo_loss(
+        self,
+        outputs: DenseOutputs,
+        pseudo: Targets,
+        taught: DenseOutputs,
+        found: Detections,
+        negative: float,
+        draw: Draw | None = None,
+    ) -> Tensor:
+        """See `DetectorBase.pseudo_loss`: every location that the teacher doubts is left out."""
+        del found, draw
+        peaks = (taught.scores.float().sigmoid() * pseudo.classes.unsqueeze(1)).amax(-1)
+        return self.loss(outputs, pseudo, background=peaks <= negative, boxes=False)["class"]
+
+    def scores_beside(self, outputs: DenseOutputs, taught: DenseOutputs) -> Tensor:
+        """Return the student's own scores: both have the same locations."""
+        del taught
+        return outputs.scores.float().sigmoid()
+
+    def pairs(
+        self, outputs: DenseOutputs, teacher: Self, taught: DenseOutputs, labelled: Tensor
+    ) -> list[Pair]:
+        """Set student and teacher side by side at every location."""
+        del teacher
+        truth = taught.scores.float().sigmoid() * labelled
+        logits = outputs.scores.float()
+        apart = (soft_cross_entropy(logits, truth) * labelled).sum(-1)
+        boxes = outputs.boxes.float(), taught.boxes.float()
+        return [Pair(apart, logits.sigmoid(), truth, *boxes)]

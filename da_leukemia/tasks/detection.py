@@ -25,14 +25,14 @@ from da_leukemia.data.views import (
 )
 from da_leukemia.errors import UserError
 from da_leukemia.evaluation.records import FieldRecord
+from da_leukemia.models.base import AnyDetector, Outputs
 from da_leukemia.models.ema import MovingAverage
-from da_leukemia.models.one_stage import OneStageDetector, Outputs
 from da_leukemia.tasks.joining import Join
 from da_leukemia.tasks.metrics import FieldMetric
 
 # Purposes of random numbers (see `generator_for`): the source's do not shift when a target joins,
 # so that a run with every adaptation weight at zero is its source-only twin to the last bit.
-_SOURCE, _TARGET, _COMPONENTS = 0, 1, 2
+_SOURCE, _TARGET, _COMPONENTS, _SAMPLES = 0, 1, 2, 3
 
 
 class DivergedError(UserError):
@@ -59,7 +59,7 @@ class DetectionTask(L.LightningModule):
 
     def __init__(
         self,
-        detector: OneStageDetector,
+        detector: AnyDetector,
         components: Sequence[Component] = (),
         *,
         trainer: Trainer,
@@ -88,7 +88,7 @@ class DetectionTask(L.LightningModule):
         self._join: Join | None = None
 
     @property
-    def tested(self) -> OneStageDetector:
+    def tested(self) -> AnyDetector:
         """The weights that are validated and tested."""
         if self.tests_average and self.ema is not None:
             return self.ema.network
@@ -162,7 +162,8 @@ class DetectionTask(L.LightningModule):
             parts.append(strong_target)
         seen = self._forward(parts + [extra.images for _, extra in extras])
         on_target = seen[1] if len(parts) > 1 else None
-        losses = self.detector.loss(seen[0], targets)
+        samples = Draw(generator_for(self.seed, step, _SAMPLES, device))
+        losses = self.detector.loss(seen[0], targets, draw=samples)
         if len(self.components):
             context = StepContext(
                 detector=self.detector,
@@ -232,7 +233,7 @@ class DetectionTask(L.LightningModule):
         return list(self.components)  # type: ignore[arg-type]  # ModuleList knows only Module
 
     @property
-    def _teacher(self) -> OneStageDetector | None:
+    def _teacher(self) -> AnyDetector | None:
         return self.ema.network if self.ema is not None else None
 
     def _log_mean(self, name: str, value: Tensor) -> None:

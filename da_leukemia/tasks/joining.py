@@ -11,7 +11,7 @@ from torch import Tensor
 
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.evaluation.records import FieldRecord
-from da_leukemia.models.one_stage import Detections
+from da_leukemia.models.base import Detections
 
 SAME_CELL = 0.4
 """IoU from which detections of one type in two windows are the same cell. A cell near a seam is
