@@ -223,9 +223,16 @@ def flatten(
     """
     height, width = zoomed(field, zoom)
     how = Image.Resampling.BICUBIC if zoom > 1 else Image.Resampling.BILINEAR
-    image = Image.fromarray(field.pixels)
-    new = image if (width, height) == image.size else image.resize((width, height), how)
-    small = np.asarray(np.asarray(new)[part], dtype=np.float32)
+    high, wide = field.pixels.shape[:2]
+    if (height, width) == (high, wide):
+        small = np.asarray(field.pixels[part], dtype=np.float32)
+    else:
+        top, bottom, _ = part[0].indices(height)
+        left, right, _ = part[1].indices(width)
+        x, y = wide / width, high / height
+        box = (left * x, top * y, min(right * x, wide), min(bottom * y, high))
+        new = Image.fromarray(field.pixels).resize((right - left, bottom - top), how, box)
+        small = np.asarray(new, dtype=np.float32)
     if surface is not None:
         small /= render(surface, height, width, part)
     return small
