@@ -107,10 +107,20 @@ def threshold(missing: Single, valid: Mask) -> tuple[float, float]:
     below = clipped[clipped < level]
     if len(below) > 0.8 * len(clipped):
         inner, inner_share = otsu(below)
-        part = float((below > inner).mean())
-        if inner_share > 0.78 and part > 0.04 and inner > 0.03:
+        pale = below[below > inner]
+        if inner_share > 0.78 and len(pale) > 0.04 * len(below) and inner > 0.03 and _kind(pale):
             return inner, inner_share
     return level, share
+
+
+def _kind(values: NDArray[np.floating]) -> bool:
+    """Return whether values gather around a depth of their own, as pale cells do.
+
+    The blurred edges of darker cells thin out from the background upwards: cut within them, cells
+    would be measured too large.
+    """
+    counts, _ = np.histogram(values, bins=12)
+    return bool(counts[3:].max() > 1.3 * counts[:2].mean())
 
 
 def find_cells(
