@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from da_leukemia.calibration import Calibration, load, save
-from da_leukemia.calibration.evidence import as_fields, photographs, true_diameter, vignetted
 from da_leukemia.calibration.fields import read_field
+from da_leukemia.calibration.light import GRID, fit_light, render, tiles
 from da_leukemia.calibration.measure import calibrate, calibrate_folder
 from da_leukemia.calibration.text import table
+from da_leukemia.calibration.truths import as_fields, drawn, photographs, true_diameter, vignetted
 from da_leukemia.cli import main
 from da_leukemia.errors import DataError
 
@@ -92,6 +94,37 @@ def test_background_and_stain_are_the_colours_that_were_drawn():
     assert [q.value for q in found.red_cell_colour] == pytest.approx([120, 108, 114], abs=4)
     assert found.nucleus_colour is None
     assert found.noise.value == pytest.approx(1.04, abs=0.15)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_noise_is_measured_also_where_neighbours_are_alike(alike):
+    def noisy(seed):
+        flat = np.repeat(gaussian_filter(smear(24, seed=seed)[..., :1], (2, 2, 0)), 3, axis=2)
+        noise = np.random.default_rng(seed).normal(0, 1, (400, 400))
+        if alike:
+            noise = gaussian_filter(noise, 1.5)
+        return (flat + 5 * (noise / noise.std())[..., None]).clip(0, 255).astype(np.uint8)
+
+    found = calibrate(as_fields([noisy(seed) for seed in range(4)])).calibration
+    assert found.noise.value == pytest.approx(5, rel=0.12)
+
+
+@pytest.mark.parametrize("sigma", [2, 4])
+def test_blur_does_not_make_cells_larger(sigma):
+    made = [drawn(40, seed=seed, blur=sigma) for seed in range(6)]
+    assert calibrate(as_fields(made)).calibration.red_cell_px.diameter == pytest.approx(
+        40, rel=0.05
+    )
+
+
+def test_a_strong_vignette_is_followed_into_the_corners():
+    levels = np.stack(
+        [tiles(vignetted(np.full((400, 400, 3), v, np.uint8), 0.6)) for v in (180, 220)]
+    )
+    surface = fit_light(levels, np.zeros((GRID, GRID), dtype=bool))[0]
+    light = render(surface, 400, 400)[..., 1]
+    truth = vignetted(np.full((400, 400, 3), 220, np.uint8), 0.6)[..., 1] / 220
+    assert (light / truth).std() < 0.02
 
 
 def test_a_dark_rim_is_left_out():
@@ -226,7 +259,7 @@ def test_torch_is_not_imported():
 @pytest.mark.skipif("DA_LEUKEMIA_SMEARS" not in os.environ, reason="needs the real test pack")
 @pytest.mark.parametrize("name", ["bccd", "pbc", "aslan"])
 def test_labelled_red_cells_are_within_a_tenth(name):
-    from da_leukemia.calibration.evidence import labelled
+    from da_leukemia.calibration.truths import labelled
 
     folder = Path(os.environ["DA_LEUKEMIA_SMEARS"]) / name
     red = calibrate_folder(folder / "images").calibration.red_cell_px
