@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from da_leukemia.calibration import Calibration, load, save
@@ -168,6 +168,54 @@ def test_two_devices_in_a_folder_are_told_apart():
     found = calibrate(as_fields(made)).calibration
     assert found.red_cell_px is None
     assert any("more than one device" in note for note in found.notes)
+    assert found.illumination is None  # a mean of two lamps is the lamp of neither
+    assert found.background is None
+    assert not found.noise.known
+    assert not found.illumination_fall.known
+
+
+def test_pages_of_text_are_unknown():
+    def page(seed):
+        image = Image.new("RGB", (300, 400), (250, 250, 245))
+        words = ["".join(word) for word in np.random.default_rng(seed).choice(
+            list("abcdefghiklmnopqrstuvwxyz"), (90, 6))]  # fmt: skip
+        for row in range(18):
+            line = " ".join(words[row * 5 : row * 5 + 5])
+            ImageDraw.Draw(image).text((20, 15 + 20 * row), line, (20, 20, 25))
+        return np.asarray(image)
+
+    found = calibrate(as_fields([page(seed) for seed in range(6)])).calibration
+    assert found.red_cell_px is None
+    assert any("red cells: unknown" in note for note in found.notes)
+
+
+def as_sixteen_bits(image):
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+KINDS = {"grey": lambda i: i.convert("L"), "16 bits": as_sixteen_bits,
+         "alpha": lambda i: i.convert("RGBA")}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_other_kinds_of_image_give_the_same_size(kind, tmp_path):
+    for seed in range(4):
+        KINDS[kind](Image.fromarray(smear(24, seed=seed))).save(tmp_path / f"{seed}.png")
+    found = calibrate_folder(tmp_path).calibration
+    assert found.red_cell_px.diameter == pytest.approx(24, rel=0.03)
+    assert any("grey-scale" in note for note in found.notes) == (kind != "alpha")
+
+
+def test_images_that_ask_to_be_turned_are_measured_as_stored(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for seed in range(4):
+        image = Image.fromarray(drawn(30, seed=seed, aspect=0.6, size=300)[:240])
+        image.save(tmp_path / f"{seed}.jpg", exif=turned, quality=95)
+    found = calibrate_folder(tmp_path).calibration
+    assert found.size == (300, 240)
+    assert found.aspect.value == pytest.approx(0.6, rel=0.05)
+    assert any("EXIF" in note for note in found.notes)
 
 
 def test_a_calibration_survives_its_file(found, tmp_path):
