@@ -13,8 +13,9 @@ from scipy.ndimage import gaussian_filter
 
 from da_leukemia.calibration import Calibration, load, save
 from da_leukemia.calibration.fields import read_field
-from da_leukemia.calibration.light import GRID, fit_light, render, tiles
+from da_leukemia.calibration.light import GRID, fit_light, flatten, render, tiles, zoomed
 from da_leukemia.calibration.measure import calibrate, calibrate_folder
+from da_leukemia.calibration.record import Surface
 from da_leukemia.calibration.text import table
 from da_leukemia.calibration.truths import as_fields, drawn, photographs, true_diameter, vignetted
 from da_leukemia.cli import main
@@ -96,17 +97,28 @@ def test_background_and_stain_are_the_colours_that_were_drawn():
     assert found.noise.value == pytest.approx(1.04, abs=0.15)
 
 
-@pytest.mark.parametrize("alike", [False, True])
-def test_noise_is_measured_also_where_neighbours_are_alike(alike):
+@pytest.mark.parametrize(("alike", "level"), [(False, 5), (True, 5), (False, 10)])
+def test_noise_is_measured_also_where_it_is_strong_or_neighbours_are_alike(alike, level):
     def noisy(seed):
         flat = np.repeat(gaussian_filter(smear(24, seed=seed)[..., :1], (2, 2, 0)), 3, axis=2)
         noise = np.random.default_rng(seed).normal(0, 1, (400, 400))
         if alike:
             noise = gaussian_filter(noise, 1.5)
-        return (flat + 5 * (noise / noise.std())[..., None]).clip(0, 255).astype(np.uint8)
+        return (flat + level * (noise / noise.std())[..., None]).clip(0, 255).astype(np.uint8)
 
     found = calibrate(as_fields([noisy(seed) for seed in range(4)])).calibration
-    assert found.noise.value == pytest.approx(5, rel=0.12)
+    assert found.noise.value == pytest.approx(level, rel=0.12)
+
+
+@pytest.mark.parametrize("zoom", [0.37, 1.0, 1.7])
+def test_a_part_of_a_frame_is_the_same_as_in_the_whole(zoom):
+    pixels = np.random.default_rng(0).integers(0, 255, (208, 315, 3)).astype(np.uint8)
+    field = as_fields([pixels])[0]
+    height, width = zoomed(field, zoom)
+    surface = Surface(((0, 0), (1, 0)), ((0.0, -0.3),) * 3)
+    part = slice(height // 4, height // 4 + 40), slice(width // 5, width // 5 + 60)
+    whole = flatten(field, surface, zoom)[part]
+    assert np.abs(flatten(field, surface, zoom, part) - whole).max() < 1.5  # a grey level of 255
 
 
 @pytest.mark.parametrize("sigma", [2, 4])
