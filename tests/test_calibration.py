@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
 
 from da_leukemia.calibration import Calibration, load, save
-from da_leukemia.calibration.evidence import as_fields, photographs, true_diameter, vignetted
 from da_leukemia.calibration.fields import read_field
+from da_leukemia.calibration.light import GRID, fit_light, flatten, render, tiles, zoomed
 from da_leukemia.calibration.measure import calibrate, calibrate_folder
+from da_leukemia.calibration.record import Surface
 from da_leukemia.calibration.text import table
+from da_leukemia.calibration.truths import as_fields, drawn, photographs, true_diameter, vignetted
 from da_leukemia.cli import main
 from da_leukemia.errors import DataError
 
@@ -94,6 +97,48 @@ def test_background_and_stain_are_the_colours_that_were_drawn():
     assert found.noise.value == pytest.approx(1.04, abs=0.15)
 
 
+@pytest.mark.parametrize(("alike", "level"), [(False, 5), (True, 5), (False, 10)])
+def test_noise_is_measured_also_where_it_is_strong_or_neighbours_are_alike(alike, level):
+    def noisy(seed):
+        flat = np.repeat(gaussian_filter(smear(24, seed=seed)[..., :1], (2, 2, 0)), 3, axis=2)
+        noise = np.random.default_rng(seed).normal(0, 1, (400, 400))
+        if alike:
+            noise = gaussian_filter(noise, 1.5)
+        return (flat + level * (noise / noise.std())[..., None]).clip(0, 255).astype(np.uint8)
+
+    found = calibrate(as_fields([noisy(seed) for seed in range(4)])).calibration
+    assert found.noise.value == pytest.approx(level, rel=0.12)
+
+
+@pytest.mark.parametrize("zoom", [0.37, 1.0, 1.7])
+def test_a_part_of_a_frame_is_the_same_as_in_the_whole(zoom):
+    pixels = np.random.default_rng(0).integers(0, 255, (208, 315, 3)).astype(np.uint8)
+    field = as_fields([pixels])[0]
+    height, width = zoomed(field, zoom)
+    surface = Surface(((0, 0), (1, 0)), ((0.0, -0.3),) * 3)
+    part = slice(height // 4, height // 4 + 40), slice(width // 5, width // 5 + 60)
+    whole = flatten(field, surface, zoom)[part]
+    assert np.abs(flatten(field, surface, zoom, part) - whole).max() < 1.5  # a grey level of 255
+
+
+@pytest.mark.parametrize("sigma", [2, 4])
+def test_blur_does_not_make_cells_larger(sigma):
+    made = [drawn(40, seed=seed, blur=sigma) for seed in range(6)]
+    assert calibrate(as_fields(made)).calibration.red_cell_px.diameter == pytest.approx(
+        40, rel=0.05
+    )
+
+
+def test_a_strong_vignette_is_followed_into_the_corners():
+    levels = np.stack(
+        [tiles(vignetted(np.full((400, 400, 3), v, np.uint8), 0.6)) for v in (180, 220)]
+    )
+    surface = fit_light(levels, np.zeros((GRID, GRID), dtype=bool))[0]
+    light = render(surface, 400, 400)[..., 1]
+    truth = vignetted(np.full((400, 400, 3), 220, np.uint8), 0.6)[..., 1] / 220
+    assert (light / truth).std() < 0.02
+
+
 def test_a_dark_rim_is_left_out():
     y, x = np.mgrid[:400, :400]
     lit = np.hypot(x - 200, y - 200) < 170
@@ -135,6 +180,54 @@ def test_two_devices_in_a_folder_are_told_apart():
     found = calibrate(as_fields(made)).calibration
     assert found.red_cell_px is None
     assert any("more than one device" in note for note in found.notes)
+    assert found.illumination is None  # a mean of two lamps is the lamp of neither
+    assert found.background is None
+    assert not found.noise.known
+    assert not found.illumination_fall.known
+
+
+def test_pages_of_text_are_unknown():
+    def page(seed):
+        image = Image.new("RGB", (300, 400), (250, 250, 245))
+        words = ["".join(word) for word in np.random.default_rng(seed).choice(
+            list("abcdefghiklmnopqrstuvwxyz"), (90, 6))]  # fmt: skip
+        for row in range(18):
+            line = " ".join(words[row * 5 : row * 5 + 5])
+            ImageDraw.Draw(image).text((20, 15 + 20 * row), line, (20, 20, 25))
+        return np.asarray(image)
+
+    found = calibrate(as_fields([page(seed) for seed in range(6)])).calibration
+    assert found.red_cell_px is None
+    assert any("red cells: unknown" in note for note in found.notes)
+
+
+def as_sixteen_bits(image):
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+KINDS = {"grey": lambda i: i.convert("L"), "16 bits": as_sixteen_bits,
+         "alpha": lambda i: i.convert("RGBA")}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_other_kinds_of_image_give_the_same_size(kind, tmp_path):
+    for seed in range(4):
+        KINDS[kind](Image.fromarray(smear(24, seed=seed))).save(tmp_path / f"{seed}.png")
+    found = calibrate_folder(tmp_path).calibration
+    assert found.red_cell_px.diameter == pytest.approx(24, rel=0.03)
+    assert any("grey-scale" in note for note in found.notes) == (kind != "alpha")
+
+
+def test_images_that_ask_to_be_turned_are_measured_as_stored(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for seed in range(4):
+        image = Image.fromarray(drawn(30, seed=seed, aspect=0.6, size=300)[:240])
+        image.save(tmp_path / f"{seed}.jpg", exif=turned, quality=95)
+    found = calibrate_folder(tmp_path).calibration
+    assert found.size == (300, 240)
+    assert found.aspect.value == pytest.approx(0.6, rel=0.05)
+    assert any("EXIF" in note for note in found.notes)
 
 
 def test_a_calibration_survives_its_file(found, tmp_path):
@@ -226,7 +319,7 @@ def test_torch_is_not_imported():
 @pytest.mark.skipif("DA_LEUKEMIA_SMEARS" not in os.environ, reason="needs the real test pack")
 @pytest.mark.parametrize("name", ["bccd", "pbc", "aslan"])
 def test_labelled_red_cells_are_within_a_tenth(name):
-    from da_leukemia.calibration.evidence import labelled
+    from da_leukemia.calibration.truths import labelled
 
     folder = Path(os.environ["DA_LEUKEMIA_SMEARS"]) / name
     red = calibrate_folder(folder / "images").calibration.red_cell_px

@@ -11,10 +11,10 @@ from PIL import Image
 
 from da_leukemia.calibration import load, scale, store
 from da_leukemia.calibration.automatic import calibrate_images
-from da_leukemia.calibration.evidence import as_fields, drawn
 from da_leukemia.calibration.fields import spread
 from da_leukemia.calibration.measure import calibrate, calibrate_folder
 from da_leukemia.calibration.record import NAME
+from da_leukemia.calibration.truths import as_fields, drawn
 from da_leukemia.errors import DataError
 
 

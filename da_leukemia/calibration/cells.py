@@ -99,7 +99,7 @@ def threshold(missing: Single, valid: Mask) -> tuple[float, float]:
     leaves below is parted again if it is the better gap.
     """
     inside = missing[valid]
-    inside = inside[:: max(1, len(inside) // 200_000)]
+    inside = inside[:: max(1, len(inside) // 60_000)]
     low, high, top = np.percentile(inside, [0.5, 97, 99.9])
     high = max(high, 0.6 * top)  # in a sparse field all but the last hundredth is clear
     clipped = inside.clip(low, max(high, low + 1e-3))
@@ -107,10 +107,20 @@ def threshold(missing: Single, valid: Mask) -> tuple[float, float]:
     below = clipped[clipped < level]
     if len(below) > 0.8 * len(clipped):
         inner, inner_share = otsu(below)
-        part = float((below > inner).mean())
-        if inner_share > 0.78 and part > 0.04 and inner > 0.03:
+        pale = below[below > inner]
+        if inner_share > 0.78 and len(pale) > 0.04 * len(below) and inner > 0.03 and _kind(pale):
             return inner, inner_share
     return level, share
+
+
+def _kind(values: NDArray[np.floating]) -> bool:
+    """Return whether values gather around a depth of their own, as pale cells do.
+
+    The blurred edges of darker cells thin out from the background upwards: cut within them, cells
+    would be measured too large.
+    """
+    counts, _ = np.histogram(values, bins=12)
+    return bool(counts[3:].max() > 1.3 * counts[:2].mean())
 
 
 def find_cells(
@@ -147,19 +157,19 @@ def find_cells(
     level, share = threshold(missing, valid)
     if level < 0.015:
         return None
-    for attempt in range(2):
-        raw = (missing > level) & valid
-        mask = fill(raw, 0.6 * expected**2 / aspect)
-        numbered, count = label(mask)
-        if not count:
-            return None
-        if attempt == 0:
-            # An edge lies half-way between the background and the cell's rim, wherever Otsu cut.
-            rim = np.median(missing[raw & (missing < np.percentile(missing[raw], 90))])
-            level = float(np.clip(0.5 * rim, 0.6 * level, 1.25 * level))
+    dark = missing[(missing > level) & valid]
+    if not len(dark):
+        return None
+    # An edge lies half-way between the background and the cell's rim, wherever Otsu cut.
+    rim = np.median(dark[dark <= np.percentile(dark, 90)])
+    level = float(np.clip(0.5 * rim, 0.6 * level, 1.25 * level))
+    mask = fill((missing > level) & valid, 0.6 * expected**2 / aspect)
+    numbered, count = label(mask)
+    if not count:
+        return None
     least = max(12.0, 0.06 * expected**2 / aspect)
     fits, moments = fitting(numbered, count, valid, aspect, least)
-    size = moments[0, fits - 1] / (np.pi / 4 * expected**2 / aspect)
+    size = moments[0] / (np.pi / 4 * expected**2 / aspect)
     touching = bool(((size > 0.3) & (size < 3)).sum() < enough)
     away = depth(mask, aspect) if touching or circles else np.zeros(mask.shape)
     parted, pieces = np.zeros_like(numbered), 0
@@ -168,9 +178,8 @@ def find_cells(
     shards, more = fitting(parted, pieces, valid, aspect, least)
     relative = np.asarray(flat / np.maximum(background, 1), dtype=np.float32)
     parts = [_inside(relative, numbered, fits, red), _inside(relative, parted, shards, red)]
-    _, cx, cy, xx, yy, xy = np.concatenate(
-        [moments[:, fits - 1], more[:, shards - 1]], axis=1
-    ) * np.array([1, pixel, pixel, pixel**2, pixel**2, pixel**2])[:, None]  # fmt: skip
+    units = np.array([1, pixel, pixel, pixel**2, pixel**2, pixel**2])[:, None]
+    _, cx, cy, xx, yy, xy = np.concatenate([moments, more], axis=1) * units
     return Found(
         x=cx,
         y=cy,
@@ -236,5 +245,7 @@ def correlation(missing: Single, valid: Mask) -> tuple[float, float] | None:
 
 def shrink(mask: Mask, height: int, width: int) -> Mask:
     """Return a mask at another size, by nearest neighbour."""
+    if mask.all():
+        return np.ones((height, width), dtype=bool)
     image = Image.fromarray(mask.astype(np.uint8))
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST)) > 0

@@ -25,10 +25,13 @@ _ROUND = 1.45
 def fitting(
     numbered: Numbers, count: int, valid: Mask, aspect: float, least: float
 ) -> tuple[NDArray[np.int64], Values]:
-    """Return the numbers of whole elliptic components, and the moments ``(6, n)`` of all."""
-    moments = _moments(numbered, count)
-    whole = ~np.isin(np.arange(1, count + 1), _touching(numbered, valid))
-    return np.flatnonzero(whole & _elliptic(moments, aspect) & (moments[0] > least)) + 1, moments
+    """Return the numbers ``(n,)`` of whole elliptic components, and their moments ``(6, n)``."""
+    wanted = np.bincount(numbered.ravel(), minlength=count + 1) > least
+    wanted[0] = False
+    wanted[_touching(numbered, valid)] = False
+    moments = _moments(numbered, wanted)
+    round_ = _elliptic(moments, aspect)
+    return np.flatnonzero(wanted)[round_], moments[:, round_]
 
 
 def depth(mask: Mask, aspect: float) -> Values:
@@ -58,14 +61,12 @@ def fill(raw: Mask, most: float) -> Mask:
     return np.asarray(raw | holes[clear])
 
 
-def _moments(numbered: Numbers, count: int) -> Values:
-    """Return area, centre x and y, and second moments xx, yy, xy of each component, ``(6, n)``."""
-    y, x = np.nonzero(numbered)
-    which = numbered[y, x]
-    size = count + 1
-    if not count:
-        return np.zeros((6, 0))
-    area = np.maximum(np.bincount(which, minlength=size)[1:].astype(float), 1e-9)
+def _moments(numbered: Numbers, wanted: Mask) -> Values:
+    """Return area, centre x and y, and moments xx, yy, xy of the wanted components, ``(6, n)``."""
+    y, x = np.nonzero(wanted[numbered])
+    which = np.cumsum(wanted)[numbered[y, x]]
+    size = int(wanted.sum()) + 1
+    area = np.bincount(which, minlength=size)[1:].astype(float)
     cx = np.bincount(which, x, size)[1:] / area
     cy = np.bincount(which, y, size)[1:] / area
     dx, dy = x - cx[which - 1], y - cy[which - 1]

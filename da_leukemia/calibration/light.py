@@ -28,6 +28,11 @@ _DARK = 0.22
 """Share of the lamp's level below which a tile may belong to the rim."""
 
 
+_BELOW = (0.10, 0.08, 0.08, 0.08, 0.05, 0.05, 0.05, 0.05)
+_ABOVE = (0.40, 0.30, 0.20, 0.15, 0.10, 0.07, 0.05, 0.05)
+"""Log levels below and above the fitted light within which a tile is background, step by step."""
+
+
 def powers(order: int) -> tuple[tuple[int, int], ...]:
     """Return the exponents of a polynomial in two variables."""
     return tuple((i, t - i) for t in range(order + 1) for i in range(t, -1, -1))
@@ -167,33 +172,27 @@ def fit_light(
     for _ in range(25):
         rest = grey - offset[:, None] - stiff @ shape
         weight = np.where(rest > 0, 0.85, 0.15) / np.maximum(np.abs(rest), 0.01)
-        target = grey - offset[:, None]
-        normal = np.einsum("ft,ti,tj->ij", weight, stiff, stiff) + 1e-3 * np.eye(len(shape))
-        shape = np.linalg.solve(normal, np.einsum("ft,ft,ti->i", weight, target, stiff))
+        shape = _within(weight, grey[..., None], stiff, 1e-3)[0]
         offset = np.percentile(grey - stiff @ shape, 85, axis=1)
     rest = grey - offset[:, None] - stiff @ shape
-    keep = np.abs(rest) < 0.10
+    # Cells only darken: what is brighter than the stiff surface is background that it missed.
+    keep = (rest > -_BELOW[0]) & (rest < _ABOVE[0])
     seen = keep.sum(axis=0) >= max(1, 0.1 * count)
     if keep.sum() < 12 or seen.mean() < 0.25:
         return None
     exponents = powers(order if seen.mean() > 0.6 and keep.sum() > 150 else 2)
     fine = design(x, y, exponents)[:, 1:]
     own, coefficients = np.zeros((count, 3)), np.zeros((3, fine.shape[1]))
-    for step in range(6):
-        with np.errstate(invalid="ignore"):
-            each = data - np.einsum("tk,ck->tc", fine, coefficients)
-            own = np.stack(
-                [np.median(e[k], axis=0) if k.any() else np.median(e, axis=0)
-                 for e, k in zip(each, keep, strict=True)]
-            )  # fmt: skip
-        target3 = data - own[:, None]
-        weight = keep.astype(float)
-        normal = np.einsum("ft,ti,tj->ij", weight, fine, fine)
-        normal += (1e-3 * keep.sum() / fine.shape[0] + 1e-6) * np.eye(fine.shape[1])
-        right = np.einsum("ft,ftc,ti->ic", weight, target3, fine)
-        coefficients = np.linalg.solve(normal, right).T
-        rest = (target3 - np.einsum("tk,ck->tc", fine, coefficients)).mean(axis=-1)
-        keep = np.abs(rest) < (0.08 if step < 3 else 0.05)
+    for below, above in zip(_BELOW, _ABOVE, strict=True):
+        ridge = 1e-3 * keep.sum() / fine.shape[0] + 1e-6
+        coefficients = _within(keep.astype(float), data, fine, ridge)
+        each = data - np.einsum("tk,ck->tc", fine, coefficients)
+        own = np.stack(
+            [np.median(e[k], axis=0) if k.any() else np.median(e, axis=0)
+             for e, k in zip(each, keep, strict=True)]
+        )  # fmt: skip
+        rest = (each - own[:, None]).mean(axis=-1)
+        keep = (rest > -below) & (rest < above)
         if keep.sum() < 12:
             return None
     light = np.einsum("tk,ck->tc", fine, coefficients)
@@ -202,6 +201,28 @@ def fit_light(
     fall = 1 - float(np.exp(np.percentile((light - top).mean(axis=-1), 1)))
     surface = Surface(exponents, tuple(tuple(float(v) for v in row) for row in constant))
     return surface, np.exp(own + top), fall, float(seen.mean())
+
+
+def _within(weight: Values, data: Values, terms: Values, ridge: float) -> Values:
+    """Fit terms and a constant of each field by least squares; return the terms' ``(c, k)``.
+
+    The constants are eliminated, not fitted in turns: turns would need hundreds of steps, for a
+    constant and a square are nearly the same.
+
+    Args:
+        weight: ``(n, t)`` of each field's tiles.
+        data: ``(n, t, c)``.
+        terms: ``(t, k)``.
+        ridge: added to the diagonal.
+    """
+    total = np.maximum(weight.sum(axis=1), 1e-9)
+    mean = weight @ terms / total[:, None]
+    level = np.einsum("ft,ftc->fc", weight, data) / total[:, None]
+    normal = np.einsum("ft,ti,tj->ij", weight, terms, terms, optimize=True)
+    normal -= np.einsum("f,fi,fj->ij", total, mean, mean)
+    right = np.einsum("ft,ftc,ti->ic", weight, data, terms, optimize=True)
+    right -= np.einsum("f,fi,fc->ic", total, mean, level)
+    return np.asarray(np.linalg.solve(normal + ridge * np.eye(terms.shape[1]), right).T)
 
 
 def zoomed(field: Field, zoom: float) -> tuple[int, int]:
@@ -223,9 +244,16 @@ def flatten(
     """
     height, width = zoomed(field, zoom)
     how = Image.Resampling.BICUBIC if zoom > 1 else Image.Resampling.BILINEAR
-    image = Image.fromarray(field.pixels)
-    new = image if (width, height) == image.size else image.resize((width, height), how)
-    small = np.asarray(np.asarray(new)[part], dtype=np.float32)
+    high, wide = field.pixels.shape[:2]
+    if (height, width) == (high, wide):
+        small = np.asarray(field.pixels[part], dtype=np.float32)
+    else:
+        top, bottom, _ = part[0].indices(height)
+        left, right, _ = part[1].indices(width)
+        x, y = wide / width, high / height
+        box = (left * x, top * y, min(right * x, wide), min(bottom * y, high))
+        new = Image.fromarray(field.pixels).resize((right - left, bottom - top), how, box)
+        small = np.asarray(new, dtype=np.float32)
     if surface is not None:
         small /= render(surface, height, width, part)
     return small

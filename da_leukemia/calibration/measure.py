@@ -126,19 +126,22 @@ def calibrate(fields: Sequence[Field], progress: Progress | None = None) -> Meas
     verdict = judge(light, sizes)
     notes.extend(verdict.notes)
     known = sizes if verdict.known else None
+    noise = _quantity(optics.noises(light))
+    if verdict.mixed:
+        lamp, fall, noise = None, None, Quantity()
     colours = optics.stains(light, known)
     edge_x, edge_y = optics.edges(light, known)
     calibration = Calibration(
         fields=len(fields),
         size=size,
-        illumination=surface,
+        illumination=surface if lamp is not None else None,
         illumination_fall=_fall(levels, rim, fall),
         background=_triple(backgrounds) if lamp is not None else None,
         red_cell_colour=_triple(colours[0]),
         nucleus_colour=_triple(colours[1]),
         edge_x=_quantity(edge_x),
         edge_y=_quantity(edge_y),
-        noise=_quantity(optics.noises(light)),
+        noise=noise,
         valid=_valid(valid, rim),
         cells=verdict.cells,
         notes=tuple(notes),

@@ -17,6 +17,10 @@ from da_leukemia.calibration.scale import Light, Sizes
 _SMALL = 500
 """Long side at which colours are measured."""
 
+_APART = 6
+"""Pixels between those whose difference is noise: less and it misses what neighbours share, more
+and it grows with the film's own texture (docs/calibration.md)."""
+
 
 def _reduced(field: Field, mask: Mask, surface: Surface | None) -> tuple[Single, Mask]:
     flat = flatten(field, surface, min(1.0, _SMALL / max(field.pixels.shape)))
@@ -38,6 +42,7 @@ def sharpen_background(
         inside = flat[lit]
         if not len(inside):
             continue
+        inside = inside[:: max(1, len(inside) // 60_000)]
         ratio = inside / np.maximum(rough[row], 1).astype(np.float32)
         near = np.abs(ratio.mean(axis=1) - 0.985) < 0.05
         if near.sum() > 50:
@@ -77,8 +82,9 @@ def stains(light: Light, sizes: Sizes | None) -> tuple[Values, Values]:
 def noises(light: Light) -> Values:
     """Return the noise of green in each photograph's background, NaN where it shows none.
 
-    Second differences cancel the shading. Photographs that were reduced to be read show less
-    noise than the camera has, and are left out.
+    Second differences cancel the shading; over `_APART` pixels, because demosaicing, resampling
+    and JPEG make neighbours alike. The film's own grain is in it. Photographs that were reduced to
+    be read show less noise than the camera has, and are left out.
     """
     out = np.full(len(light.fields), np.nan)
     for row, field in enumerate(light.fields):
@@ -86,11 +92,12 @@ def noises(light: Light) -> Values:
             continue
         green = field.pixels[..., 1].astype(np.float32)
         flat = flatten(field, light.surface, 1.0)[..., 1] / max(light.backgrounds[row][1], 1)
-        clear = (np.abs(flat - 1) < 0.06) & light.valid[row]
+        clear = (np.abs(uniform_filter(flat, 5) - 1) < 0.06) & light.valid[row]
         side = max(5, min(15, field.pixels.shape[0] // 40))
         still = uniform_filter(clear.astype(np.float32), side) > 0.97
-        second = green[:, 1:-1] - 0.5 * (green[:, 2:] + green[:, :-2])
-        rest = second[still[:, 1:-1]]
+        left, here, right = slice(-2 * _APART), slice(_APART, -_APART), slice(2 * _APART, None)
+        second = green[:, here] - 0.5 * (green[:, left] + green[:, right])
+        rest = second[still[:, left] & still[:, here] & still[:, right]]
         if len(rest) > 300:
             middle = np.median(np.abs(rest))
             rest = rest[np.abs(rest) <= 5 * max(middle, 0.5)]

@@ -45,6 +45,7 @@ class Verdict:
         aspect: width over height.
         aspect_error: relative standard deviation of it.
         cells: red cells measured.
+        mixed: whether the images seem to come from more than one device.
         notes: reasons and warnings.
     """
 
@@ -54,11 +55,13 @@ class Verdict:
     aspect: float = 1.0
     aspect_error: float = 0.0
     cells: int = 0
+    mixed: bool = False
     notes: tuple[str, ...] = ()
 
 
-def _unknown(why: str, cells: int = 0) -> Verdict:
-    return Verdict(False, cells=cells, notes=(f"red cells: unknown, {why}",))
+def _unknown(why: str, cells: int = 0, *, mixed: bool = False) -> Verdict:
+    more = ("light and colours: unknown, they would be of no one device",) if mixed else ()
+    return Verdict(False, cells=cells, mixed=mixed, notes=(f"red cells: unknown, {why}", *more))
 
 
 def judge(light: Light, sizes: Sizes | None) -> Verdict:
@@ -114,10 +117,11 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
                 f"images disagree on their size ({low:.0f}-{high:.0f} px): "
                 "more than one device or objective in the folder?",
                 cells,
+                mixed=True,
             )
     notes, mixed = _others(light, sizes, diameter)
     if mixed:
-        return _unknown(notes[0], cells)
+        return _unknown(notes[0], cells, mixed=True)
     turn = 0.02
     if parted:
         turn, error = _PARTED_ASPECT, float(np.hypot(error, _PARTED))
@@ -131,7 +135,7 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
         float(np.exp(np.median(ratios))),
         float(np.hypot(turn, wobble / np.sqrt(cells))),
         cells,
-        notes,
+        notes=notes,
     )
 
 
@@ -156,8 +160,9 @@ def _others(light: Light, sizes: Sizes, diameter: float) -> tuple[tuple[str, ...
         return (), False
     if abs(np.log(others.diameter / diameter)) < 0.25:
         return (), False
+    shown = round(len(rest) * float(np.mean([mine.any() for mine in others.chosen])))
     text = (
-        f"{len(rest)} images show round cells of {others.diameter:.0f} px, the others of "
+        f"{shown} images show round cells of {others.diameter:.0f} px, the others of "
         f"{diameter:.0f} px: more than one device or objective in the folder?"
     )
     return (text,), len(rest) > _MIXED * len(light.fields)
