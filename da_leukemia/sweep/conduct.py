@@ -19,7 +19,7 @@ from tqdm import tqdm
 from da_leukemia.config import Experiment, Job, complete
 from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep import ledger, local
-from da_leukemia.sweep.attempt import WORKER, Busy, attempt
+from da_leukemia.sweep.attempt import WORKER, Busy, insist
 from da_leukemia.sweep.ledger import State
 from da_leukemia.sweep.plan import label, make_plan, unique
 from da_leukemia.sweep.server import call, start_server
@@ -100,7 +100,7 @@ def run_one(experiment: Experiment, job: Job) -> dict[str, Any]:
         os.environ.setdefault(name, str(experiment.trainer.threads))
     with _ended_by_signals():
         try:
-            return attempt(experiment.folder, job)
+            return insist(experiment.folder, job)
         except Busy as error:
             raise UserError(f"{label(job)} runs already in another process") from error
 

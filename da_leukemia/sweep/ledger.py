@@ -1,19 +1,18 @@
 """What is done, judged by the job folders alone.
 
 A job is done when its folder holds a whole ``result.json`` for it, whoever ran it and whatever an
-engine says. It runs while a live process holds the lock on ``job.lock``: the kernel drops such a
-lock with its process, even after ``kill -9``, so nothing is ever left over to clean up.
+engine says. It runs while a live process claims it (see `claims`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
-import fcntl
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +21,10 @@ from typing import Any
 from da_leukemia.config import Experiment, Job, save_experiment, save_job
 from da_leukemia.errors import UserError
 from da_leukemia.files import replacing
+from da_leukemia.sweep import claims
 from da_leukemia.sweep.plan import unique
 
-RESULT, LOCK, FAILURE, LOG, PROGRESS = (
-    "result.json",
-    "job.lock",
-    "error.txt",
-    "log.txt",
-    "progress.json",
-)
+RESULT, FAILURE, LOG, PROGRESS = "result.json", "error.txt", "log.txt", "progress.json"
 PLAN_VERSION = 1
 
 
@@ -73,7 +67,11 @@ def _said(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"disk full: cannot write {path}; free some space") from error
+            raise UserError(
+                f"disk full: cannot write {path}; what is done is kept: free some space and run again"
+            ) from error
+        if error.errno in (errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN):
+            raise UserError(f"cannot write {path}: the folder is lost ({error.strerror})") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         raise
@@ -91,7 +89,10 @@ def write_json(path: Path, content: Any) -> None:
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
+        LostClaim: it is in the folder of a job that another runner took over from this process.
     """
+    for folder in (path.parent, path.parent.parent):
+        claims.check(folder)
     with _replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -100,6 +101,51 @@ def write_job(folder: Path, job: Job) -> None:
     """Write a job's ``config.yaml``, the worker's order."""
     with _replacing(folder / "config.yaml") as temporary:
         save_job(job, temporary)
+
+
+class Home:
+    """The sweep's folder as it was when the run began: the same one, and with room to write.
+
+    A share that is unmounted leaves an empty folder behind, in which a sweep would begin anew.
+    """
+
+    ROOM = 16 * 2**20
+    """Bytes that must fit: less than one checkpoint."""
+
+    def __init__(self, sweep: Path) -> None:
+        self._sweep = sweep
+        with _said(sweep):
+            sweep.mkdir(parents=True, exist_ok=True)
+            self._is = self._look()
+
+    def _look(self) -> int | None:
+        try:
+            return self._sweep.stat().st_ino  # the device's number may change when mounted again
+        except OSError:
+            return None
+
+    def check(self) -> None:
+        """Make sure that the folder is still there.
+
+        Raises:
+            UserError: it is gone, or another one is in its place.
+        """
+        if self._look() != self._is:
+            raise UserError(
+                f"{self._sweep}: this folder was lost during the run (unmounted, moved, removed?); "
+                "what was done is where the folder is now. Bring it back and run again"
+            )
+
+    def check_room(self) -> None:
+        """Make sure that something can still be written.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        self.check()
+        with _said(self._sweep), tempfile.TemporaryFile(dir=self._sweep) as file:
+            file.write(bytes(self.ROOM))
+            file.flush()
 
 
 def entry(job: Job, job_hash: str) -> dict[str, Any]:
@@ -178,6 +224,15 @@ def read_progress(folder: Path) -> str:
         return ""
 
 
+def _runs(folder: Path, holder: claims.Claim) -> str:
+    said = [read_progress(folder)]
+    if holder.machine != claims.machine() and holder.owner:
+        said.append(f"on {holder.owner}")
+        if holder.silent > claims.MISSED * claims.BEAT:
+            said.append(f"no sign of life for {holder.silent:.0f} s")
+    return ", ".join(filter(None, said))
+
+
 def examine(sweep: Path, job: Job, job_hash: str | None = None) -> Standing:
     """Return where a job stands."""
     job_hash = job_hash or job.hash
@@ -185,8 +240,9 @@ def examine(sweep: Path, job: Job, job_hash: str | None = None) -> Standing:
     result, note = read_result(folder, job_hash, job.tests)
     if result is not None:
         return Standing(State.DONE, result=result)
-    if is_locked(folder):
-        return Standing(State.RUNNING, read_progress(folder))
+    holder = claims.holder(folder)
+    if holder is not None:
+        return Standing(State.RUNNING, _runs(folder, holder))
     failure = read_failure(folder)
     if failure is not None:
         return Standing(State.FAILED, failure)
@@ -211,41 +267,23 @@ def collect(sweep: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def hold(folder: Path, patience: float = 0.3) -> Iterator[bool]:
-    """Take a job's lock for as long as the block runs; gives False if another process has it.
+def hold(
+    folder: Path,
+    patience: float = 0.3,
+    over: int | None = None,
+    on_loss: Callable[[], None] | None = None,
+) -> Iterator[bool]:
+    """Own a job for as long as the block runs; gives False if another process does.
 
-    Args:
-        folder: the job's folder, created where needed.
-        patience: seconds to keep asking, because `is_locked` holds the lock for an instant.
+    Arguments as of `claims.hold`.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
     """
-    with _said(folder / LOCK):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
-    with file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    yield False
-                    return
-                time.sleep(0.02)
-            else:
-                break
-        yield True
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a live process works on the job."""
-    try:
-        with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
+    with contextlib.ExitStack() as stack:
+        with _said(folder / claims.LOCK):
+            held = stack.enter_context(claims.hold(folder, patience, over, on_loss))
+        yield held
 
 
 def failure_stamp(folder: Path) -> int | None:
