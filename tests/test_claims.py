@@ -307,7 +307,9 @@ def test_a_host_that_was_paused_comes_back_and_stops(lab):
     assert second.wait(30) == 0
     assert first.wait(30) == 0
     assert journal(made)[f"ends {make_plan(made)[0].hash}"] == 1
-    (lines,) = [x for x in (made.folder / "jobs/journal.txt").read_text().split("\n") if "ends" in x]
+    (lines,) = [
+        x for x in (made.folder / "jobs/journal.txt").read_text().split("\n") if "ends" in x
+    ]
     assert int(lines.split()[2]) != job
     assert not list(made.folder.glob("jobs/*/error.txt"))
 

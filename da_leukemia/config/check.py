@@ -216,4 +216,30 @@ def check_numbers(experiment: Experiment) -> list[str]:
         problems.append(f"name: {experiment.name!r} cannot be the name of a folder")
     if experiment.processes is not None and experiment.processes < 1:
         problems.append(f"processes: expected at least 1, got {experiment.processes}")
-    return problems
+    return problems + _check_executors(experiment)
+
+
+def _check_executors(experiment: Experiment) -> list[str]:
+    slurm, ray = experiment.slurm, experiment.ray
+    found = [
+        f"slurm.{key}: expected at least 1, got {getattr(slurm, key)}"
+        for key in ("minutes", "jobs_per_task", "at_a_time", "tasks")
+        if getattr(slurm, key) < 1
+    ]
+    found += [
+        f"{section}.{key}: expected at least 0, got {getattr(settings, key)}"
+        for section, settings, keys in (
+            ("slurm", slurm, ("cpus", "memory_gb", "gpus")),
+            ("ray", ray, ("cpus", "gpus")),
+        )
+        for key in keys
+        if getattr(settings, key) < 0
+    ]
+    if slurm.gpus > 1:
+        found.append(f"slurm.gpus: a job trains on one GPU, got {slurm.gpus}")
+    if not 1 <= slurm.warning_seconds < 60 * slurm.minutes:
+        found.append(
+            f"slurm.warning_seconds: expected at least 1 and less than slurm.minutes, got "
+            f"{slurm.warning_seconds}"
+        )
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
+from da_leukemia.config.executors import Ray, Slurm
 from da_leukemia.labels import LABEL_SPACES
 
 IDENTITY_VERSION = 1
@@ -211,8 +212,11 @@ class Experiment:
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
     seeds: list[int] = field(default_factory=lambda: [0])
     tracking: str = _choice("none", "wandb")
-    executor: str = _choice("local")
+    executor: str = _choice("local", "slurm", "ray")
+    slurm: Slurm = field(default_factory=Slurm)
+    ray: Ray = field(default_factory=Ray)
     changed_data: str = _choice("stop", "retrain")  # where finished jobs were trained on other data
+    changed_settings: str = _choice("stop", "accept")  # where finished jobs would leave the matrix
     processes: int | None = None  # jobs at a time; default: CPU cores / trainer.threads, or GPUs
 
     @property

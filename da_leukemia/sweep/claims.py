@@ -121,7 +121,7 @@ def read(folder: Path) -> Claim:
 
 def _numbers(folder: Path) -> list[int]:
     try:
-        return sorted(int(name) for name in os.listdir(folder / FOLDER) if name.isdigit())
+        return sorted(int(f.name) for f in (folder / FOLDER).iterdir() if f.name.isdigit())
     except FileNotFoundError:
         return []
 
@@ -158,6 +158,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[Claim, float, int]] = {}
+        self._alive: set[Path] = set()
 
     def dead(self, folder: Path) -> int | None:
         """Look at a job that `holder` says is claimed.
@@ -172,9 +173,15 @@ class Watch:
         current = read(folder)
         if is_locked(folder) or (current.number, current.text) != (claim.number, claim.text):
             self._seen[folder] = (current, time_now, 0)
+            if claim.number >= 0:
+                self._alive.add(folder)
             return None
         self._seen[folder] = (current, time_now, same + 1)
         return current.number if same + 1 >= MISSED else None
+
+    def lives(self, folder: Path) -> bool:
+        """Return whether a process of this machine, or signs of life, were seen by `dead`."""
+        return is_locked(folder) or folder in self._alive
 
 
 # --- locks -----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from da_leukemia import __version__
 from da_leukemia.config import Experiment, Job, save_experiment, save_job
 from da_leukemia.errors import UserError
 from da_leukemia.files import replacing
@@ -25,7 +26,7 @@ from da_leukemia.sweep import claims
 from da_leukemia.sweep.plan import unique
 
 RESULT, FAILURE, LOG, PROGRESS = "result.json", "error.txt", "log.txt", "progress.json"
-PLAN_VERSION = 1
+PLAN_VERSION, RESULT_VERSION = 1, 1
 
 
 class State(enum.StrEnum):
@@ -61,17 +62,18 @@ def job_folder(sweep: Path, job_hash: str) -> Path:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def written(path: Path) -> Iterator[None]:
     """Turn what a user can put right about writing ``path`` into a `UserError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"disk full: cannot write {path}; what is done is kept: free some space and run again"
+                f"disk full: cannot write {path}; what is done is kept: "
+                "free some space and run again"
             ) from error
         if error.errno in (errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN):
-            raise UserError(f"cannot write {path}: the folder is lost ({error.strerror})") from error
+            raise UserError(f"cannot write {path}: folder lost ({error.strerror})") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         raise
@@ -80,7 +82,7 @@ def _said(path: Path) -> Iterator[None]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path and put the file written there in place of ``path`` at once."""
-    with _said(path), replacing(path) as temporary:
+    with written(path), replacing(path) as temporary:
         yield temporary
 
 
@@ -114,7 +116,7 @@ class Home:
 
     def __init__(self, sweep: Path) -> None:
         self._sweep = sweep
-        with _said(sweep):
+        with written(sweep):
             sweep.mkdir(parents=True, exist_ok=True)
             self._is = self._look()
 
@@ -143,7 +145,7 @@ class Home:
             UserError: the disk is full.
         """
         self.check()
-        with _said(self._sweep), tempfile.TemporaryFile(dir=self._sweep) as file:
+        with written(self._sweep), tempfile.TemporaryFile(dir=self._sweep) as file:
             file.write(bytes(self.ROOM))
             file.flush()
 
@@ -191,12 +193,22 @@ def _read_json(path: Path) -> Any:
 def read_result(
     folder: Path, job_hash: str, tests: Iterable[str]
 ) -> tuple[dict[str, Any] | None, str]:
-    """Return a job's result, or None and the reason why the file there does not count."""
+    """Return a job's result, or None and the reason why the file there does not count.
+
+    Raises:
+        UserError: it was written in another format, so it can be neither used nor replaced.
+    """
     content = _read_json(folder / RESULT)
     if content is None:
         return None, ""
     if not isinstance(content, dict) or not isinstance(content.get("tests"), dict):
         return None, f"{RESULT} is half-written and will be made again"
+    version = content.get("version", RESULT_VERSION)
+    if version != RESULT_VERSION:
+        raise UserError(
+            f"{folder / RESULT}: written in format {version}, da_leukemia {__version__} reads "
+            f"format {RESULT_VERSION}. Go on with the version that wrote it, or use another name="
+        )
     if content.get("job") != job_hash:
         return None, f"{RESULT} is of job {content.get('job')} and will be made again"
     missing = [name for name in tests if name not in content["tests"]]
@@ -281,7 +293,7 @@ def hold(
         UserError: the disk is full, or the folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
-        with _said(folder / claims.LOCK):
+        with written(folder / claims.LOCK):
             held = stack.enter_context(claims.hold(folder, patience, over, on_loss))
         yield held
 

@@ -100,6 +100,7 @@ def execute(
     places: Sequence[Slot],
     context: ForkServerContext,
     worker: str = WORKER,
+    stay: bool = True,
 ) -> dict[str, str]:
     """Run the jobs that are not done and return the last lines of those that failed, by hash.
 
@@ -112,6 +113,7 @@ def execute(
         places: environments of the jobs that run at a time.
         context: the fork server, see `server.start_server`.
         worker: see `attempt.resolve`.
+        stay: wait for jobs that live runners elsewhere work on; otherwise leave them to those.
 
     Raises:
         KeyboardInterrupt: after the running jobs were ended.
@@ -136,6 +138,9 @@ def execute(
                     standing, dead = ledger.examine(sweep, job, job_hash), None
                     if standing.state is State.RUNNING:  # in another runner
                         dead = watch.dead(folder)
+                        if dead is None and not stay and watch.lives(folder):
+                            waiting.remove(job_hash)
+                            continue
                         if dead is None:
                             look_again[job_hash] = time.monotonic() + LOOK * POLL
                             continue
@@ -149,9 +154,7 @@ def execute(
                         failures[job_hash] = standing.note
                         progress.finished(job, None, failed=True)
                     else:
-                        running[job_hash] = _start(
-                            context, sweep, job, worker, free.pop(0), dead
-                        )
+                        running[job_hash] = _start(context, sweep, job, worker, free.pop(0), dead)
                 progress.show([(r.job, ledger.job_folder(sweep, h)) for h, r in running.items()])
                 if waiting or running:
                     wait([r.process.sentinel for r in running.values()], timeout=POLL)
