@@ -140,6 +140,16 @@ def _make_parser() -> _Parser:
     )
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="run a finished job again and compare its metrics",
+        description="Run the job of a result.json again in a fresh folder. Exit code 0: every "
+        "metric is the same; 1: they differ, and how is listed.",
+    )
+    reproduce.add_argument("result", type=Path, help="a job's result.json, or its folder")
+    reproduce.add_argument("--out", type=Path, metavar="FOLDER", help="where to run; must be empty")
+    reproduce.set_defaults(command=_reproduce, parser=reproduce)
+
     simulate = commands.add_parser(
         "simulate",
         help="render blood smears through simulated devices",
@@ -339,6 +349,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     metrics = {device: t.metrics for device, t in tested.items()}
     print(json.dumps(metrics, indent=1) if arguments.json else _scores(metrics))
     return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.conduct import reproduce
+
+    return reproduce(arguments.result, arguments.out)
 
 
 def _scores(tests: dict[str, dict[str, Any]]) -> str:

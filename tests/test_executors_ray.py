@@ -131,10 +131,10 @@ def test_a_worker_that_dies_is_replaced_and_the_job_goes_on(folder, cluster):
     server = starts(made)[0][2]
     worker = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(worker, signal.SIGKILL)
-    code, err = ended(one)
+    code, err = ended(one, 400)
     assert code == 0, err
     assert len(starts(made)) == 2
-    assert starts(made)[1][1] > 10
+    assert starts(made)[1][1] > 0  # not from the beginning
     assert not list(made.folder.glob("jobs/*/error.txt"))
 
 
@@ -143,10 +143,10 @@ def test_an_interruption_ends_the_jobs(folder, cluster):
     one = runner(made)
     until(lambda: bool(starts(made)), 150)
     one.send_signal(signal.SIGINT)
-    code, err = ended(one)
+    code, err = ended(one, 400)
     assert code == 130, err
     (job,) = make_plan(made)
-    until(lambda: ledger.examine(made.folder, job).state == "waiting", 15)
+    until(lambda: ledger.examine(made.folder, job).state == "waiting", 60)
 
 
 def test_a_node_that_is_lost_does_not_lose_its_jobs(folder, cluster):
@@ -154,7 +154,7 @@ def test_a_node_that_is_lost_does_not_lose_its_jobs(folder, cluster):
     one = runner(made)
     until(lambda: len(starts(made)) == 4, 150)
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    code, err = ended(one, 180)
+    code, err = ended(one, 400)
     assert code == 0, err
     assert len(ledger.collect(made.folder, make_plan(made))) == 4
     assert len(starts(made)) > 4

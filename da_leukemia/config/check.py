@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,10 +63,23 @@ def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
             yield f"{where}: unknown value {value!r}{did_you_mean(str(value), choices)}"
             continue
         try:
-            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+            OmegaConf.merge(_alone(schema, key), {key: value})
         except OmegaConfBaseException:
             wanted = getattr(hint, "__name__", str(hint)) if not arguments else str(hint)
             yield f"{where}: expected {wanted}, got {value!r}"
+
+
+@functools.cache
+def _alone(schema: type, key: str) -> Any:
+    """Return a schema of one field: merging into a whole one copies all of it."""
+    hints = {key: typing.get_type_hints(schema)[key]}
+    only = type(schema.__name__, (), {"__annotations__": hints, "__module__": schema.__module__})
+    default = next(f for f in dataclasses.fields(schema) if f.name == key)
+    if default.default is not dataclasses.MISSING:
+        setattr(only, key, default.default)
+    elif default.default_factory is not dataclasses.MISSING:
+        setattr(only, key, dataclasses.field(default_factory=default.default_factory))
+    return OmegaConf.structured(dataclasses.dataclass(only))
 
 
 def check_method(name: str, method: Method) -> list[str]:

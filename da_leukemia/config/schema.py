@@ -257,6 +257,18 @@ def _identity_of(calibration: Calibration) -> dict[str, Any]:
     return settings
 
 
+_KEPT = "_kept_hash"
+
+
+def _plain(settings: Any) -> Any:
+    """Return settings as dictionaries, as `dataclasses.asdict`, without copying what is flat."""
+    if dataclasses.is_dataclass(settings):
+        return {f: _plain(getattr(settings, f)) for f in settings.__dataclass_fields__}
+    if isinstance(settings, dict):
+        return {key: _plain(value) for key, value in settings.items()}
+    return settings
+
+
 @dataclass
 class Job:
     """One training and its tests. Written to ``config.yaml`` in the job's folder.
@@ -282,10 +294,21 @@ class Job:
     tracking: str = "none"
     sweep: str = ""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop(_KEPT, None)
+        object.__setattr__(self, name, value)
+
+    def settle(self) -> None:
+        """Compute the hash once. From now on no setting inside a section is changed any more."""
+        self.__dict__[_KEPT] = self.hash
+
     @property
     def hash(self) -> str:
         """Content hash without names, paths, devices and workers (12 hexadecimal digits)."""
-        identity = dataclasses.asdict(self)
+        kept: str | None = self.__dict__.get(_KEPT)
+        if kept is not None:
+            return kept
+        identity = _plain(self)
         identity["method"]["components"] = active_components(self.method)
         for key in ("method_name", "tests", "selection", "tracking", "sweep"):
             del identity[key]

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from da_leukemia.config import Experiment, Job, complete
+from da_leukemia.config import Data, Experiment, Job, complete
 from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep import ledger, local, settled
 from da_leukemia.sweep.attempt import WORKER, Busy, insist
@@ -105,6 +105,41 @@ def _run_what_is_left(
     return jobs, executor.run(jobs, experiment.folder, worker)
 
 
+def reproduce(path: Path, out: Path | None = None) -> int:
+    """Run a finished job again in a fresh folder, compare, and say what differs.
+
+    Args:
+        path: its ``result.json``, which is only read.
+        out: folder to run in; by default a new one in the sweep's ``reproduced``.
+
+    Returns:
+        0 where every metric is the same, else 1.
+
+    Raises:
+        UserError: no such result, one of another version, or a problem with the data.
+    """
+    from da_leukemia.sweep import reproduce as reproducing
+
+    before, job = reproducing.read(path)
+    if job.hash != before["job"]:
+        print(
+            f"this version calls the job {job.hash}, then it was {before['job']}: a setting was "
+            "added or means something else",
+            file=sys.stderr,
+        )
+    job.tests, job.tracking = list(before["tests"]), "none"
+    _render(job.data, None)
+    folder = reproducing.fresh_folder(path, out)
+    print(f"{label(job)} again in {folder}", file=sys.stderr)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(job.trainer.threads))
+    with _ended_by_signals():
+        now = reproducing.again(job, folder)
+    found = reproducing.compare(before, now)
+    print(reproducing.text(found, folder))
+    return 0 if found.agrees else 1
+
+
 def run_one(experiment: Experiment, job: Job) -> dict[str, Any]:
     """Run one job of an experiment in this process and return its result.
 
@@ -128,20 +163,24 @@ def render(experiment: Experiment) -> None:
     Raises:
         UserError: there is no such simulated device, or the folder holds something else.
     """
-    simulation = experiment.data.simulate
+    _render(experiment.data, experiment.processes)
+
+
+def _render(data: Data, processes: int | None) -> None:
+    simulation = data.simulate
     if simulation.patients < 1:
         return
     from da_leukemia.simulate import simulate
 
-    root = Path(experiment.data.root)
+    root = Path(data.root)
     with _alone(root), bar("rendering") as progress:
         simulate(
             root,
-            domains=list(experiment.data.domains),
+            domains=list(data.domains),
             patients=simulation.patients,
             fields_per_patient=simulation.fields_per_patient,
             seed=simulation.seed,
-            workers=experiment.processes or local.cpus(),
+            workers=processes or local.cpus(),
             progress=progress,
         )
 

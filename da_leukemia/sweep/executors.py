@@ -53,8 +53,9 @@ class Local:
 
     def run(self, jobs: Mapping[str, Job], sweep: Path, worker: str) -> dict[str, str]:
         """Run jobs, see `Executor`."""
-        context = start_server(worker, self._threads)
-        return local.execute(jobs, sweep, self._places, context, worker)
+        with _main_forgotten():
+            context = start_server(worker, self._threads)
+            return local.execute(jobs, sweep, self._places, context, worker)
 
 
 def choose(experiment: Experiment) -> Executor:
@@ -122,7 +123,7 @@ def _signals_for_this_process_only() -> Iterator[None]:
 
 @contextmanager
 def _main_forgotten() -> Iterator[None]:
-    """Keep new processes from importing the engine's own main module again, once for each job."""
+    """Keep new processes from importing the main module again, once for each job."""
     main = sys.modules["__main__"]
     names = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
     main.__spec__ = None

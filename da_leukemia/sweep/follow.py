@@ -37,7 +37,7 @@ def follow(
     home, failures = ledger.Home(sweep), dict[str, str]()
     stamps = {h: ledger.failure_stamp(ledger.job_folder(sweep, h)) for h in jobs}
     left, gone, watch = dict(jobs), dict[str, int](), claims.Watch()
-    with Progress(len(jobs), 0) as progress:
+    with Progress(len(jobs), 0, idle="queued") as progress:
         while left:
             home.check()
             there = held()  # before the ledger: a job writes its result, then leaves
@@ -58,7 +58,7 @@ def follow(
                     del left[job_hash]
                     if failed:
                         failures[job_hash] = standing.note
-                    progress.finished(job, None, failed=failed)
+                    progress.finished(job, None, failed=failed, where="on the cluster")
                 elif job_hash in there or alive:
                     gone.pop(job_hash, None)
                 else:
@@ -66,7 +66,7 @@ def follow(
                     if gone[job_hash] >= SETTLE:
                         del left[job_hash]
                         failures[job_hash] = reason(job_hash)
-                        progress.finished(job, None, failed=True)
+                        progress.finished(job, None, failed=True, where="on the cluster")
             progress.show(running)
             if left:
                 time.sleep(poll)

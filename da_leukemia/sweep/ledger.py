@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write JSON so that a reader sees the old file or the whole new one.
 
     Raises:
@@ -96,7 +96,7 @@ def write_json(path: Path, content: Any) -> None:
     for folder in (path.parent, path.parent.parent):
         claims.check(folder)
     with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def write_job(folder: Path, job: Job) -> None:
@@ -211,10 +211,14 @@ def read_result(
         )
     if content.get("job") != job_hash:
         return None, f"{RESULT} is of job {content.get('job')} and will be made again"
-    missing = [name for name in tests if name not in content["tests"]]
-    if missing:
-        return None, f"still to be tested on {', '.join(missing)}"
-    return content, ""
+    missing = missing_tests(content["tests"], tests)
+    return (None, missing) if missing else (content, "")
+
+
+def missing_tests(there: Collection[str], wanted: Iterable[str]) -> str:
+    """Say on which devices a job is still to be tested; nothing where on none."""
+    missing = [name for name in wanted if name not in there]
+    return f"still to be tested on {', '.join(missing)}" if missing else ""
 
 
 def read_failure(folder: Path) -> str | None:
@@ -252,6 +256,18 @@ def examine(sweep: Path, job: Job, job_hash: str | None = None) -> Standing:
     result, note = read_result(folder, job_hash, job.tests)
     if result is not None:
         return Standing(State.DONE, result=result)
+    return examine_unfinished(folder, note)
+
+
+def examine_unfinished(folder: Path, note: str) -> Standing:
+    """Return where a job stands that is not done.
+
+    Args:
+        folder: of the job.
+        note: why the result that is there does not count.
+    """
+    if not folder.is_dir():
+        return Standing(State.WAITING, note)
     holder = claims.holder(folder)
     if holder is not None:
         return Standing(State.RUNNING, _runs(folder, holder))
@@ -265,14 +281,40 @@ def examine(sweep: Path, job: Job, job_hash: str | None = None) -> Standing:
 
 def collect(sweep: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """Return the results of the entries that are done, each under its entry's method name."""
-    jobs = list(jobs)
-    standings = {h: examine(sweep, job, h) for h, job in unique(jobs).items()}
-    results = []
-    for job in jobs:
-        result = standings[job.hash].result
+    jobs, shared = list(jobs), _Shared()
+    found: dict[str, dict[str, Any]] = {}
+    for job_hash, job in unique(jobs).items():
+        result, _ = read_result(job_folder(sweep, job_hash), job_hash, job.tests)
         if result is not None:
-            results.append({**result, "method": job.method_name})
-    return results
+            found[job_hash] = shared.slim(result)
+    return [{**found[j.hash], "method": j.method_name} for j in jobs if j.hash in found]
+
+
+class _Shared:
+    """Has results share what is equal in them: settings, versions, devices."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[Any]] = {}
+
+    def slim(self, result: dict[str, Any]) -> dict[str, Any]:
+        config = result.get("config")
+        if isinstance(config, dict):
+            result["config"] = {k: self._one(f"config.{k}", v) for k, v in config.items()}
+        return {
+            key: self._one(key, value) if key not in ("tests", "config") else value
+            for key, value in result.items()
+        }
+
+    def _one(self, key: str, value: Any) -> Any:
+        if not isinstance(value, dict | list):
+            return value
+        seen = self._seen.setdefault(key, [])
+        for other in seen:
+            if other == value:
+                return other
+        if len(seen) < 64:
+            seen.append(value)
+        return value
 
 
 # --- locks and failures ----------------------------------------------------------------------

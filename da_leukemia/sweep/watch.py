@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from da_leukemia.config import Experiment
-from da_leukemia.sweep import ledger
+from da_leukemia.sweep.index import Index
 from da_leukemia.sweep.ledger import Standing, State
 from da_leukemia.sweep.plan import label, make_plan, unique
 from da_leukemia.sweep.status import failures_text, summary
@@ -33,6 +33,7 @@ class Watcher:
         self.standings: dict[str, Standing] = {}
         self.ended: dict[str, float] = {}
         self.took: dict[str, float] = {}
+        self._index = Index(experiment.folder)
         self._checked = -RECHECK
 
     def look(self) -> None:
@@ -43,22 +44,14 @@ class Watcher:
         for job_hash, job in self.jobs.items():
             before = self.standings.get(job_hash)
             done = before is not None and before.state is State.DONE
-            if done and (not every or self._stamp(job_hash) == self.ended.get(job_hash)):
+            if done and not every:
                 continue
-            standing = ledger.examine(self.experiment.folder, job, job_hash)
-            if standing.state is State.DONE:
-                timings = (standing.result or {}).get("timings") or {}
-                self.ended[job_hash] = self._stamp(job_hash) or 0.0
-                self.took[job_hash] = float(timings.get("total_s", 0.0))
-                standing = Standing(State.DONE)  # the results themselves would fill the memory
+            standing = self._index.examine(job_hash, job.tests)
+            entry = self._index.entry(job_hash)
+            if standing.state is State.DONE and entry is not None:
+                self.ended[job_hash], self.took[job_hash] = entry.changed / 1e9, entry.took
             self.standings[job_hash] = standing
-
-    def _stamp(self, job_hash: str) -> float | None:
-        try:
-            path = ledger.job_folder(self.experiment.folder, job_hash) / ledger.RESULT
-            return path.stat().st_mtime
-        except OSError:
-            return None
+        self._index.save()
 
     def picture(self, now: float, lines: int = 40) -> str:
         """Return what there is to see.
