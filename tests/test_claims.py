@@ -18,9 +18,9 @@ from test_sweep_local import RUNNER, WORKER, alive, begun, journal, one_source, 
 
 from da_leukemia.config import save_experiment
 from da_leukemia.errors import UserError
-from da_leukemia.sweep import attempt, claims, ledger
+from da_leukemia.sweep import attempt, claims, ledger, local, server
 from da_leukemia.sweep.ledger import State
-from da_leukemia.sweep.plan import make_plan
+from da_leukemia.sweep.plan import make_plan, unique
 
 HOST = textwrap.dedent(
     """
@@ -327,3 +327,41 @@ def test_a_lost_folder_is_noticed(tmp_path):
     sweep.mkdir()
     with pytest.raises(UserError, match="was lost during the run"):
         home.check()
+
+
+@pytest.mark.parametrize("lost", ["disk", "folder"])
+def test_a_run_stops_at_a_full_disk_or_a_lost_folder_and_keeps_what_is_done(
+    tmp_path, monkeypatch, lost
+):
+    """The jobs meet the full disk by themselves; that it is full is then found by the runner."""
+    (tmp_path / "trial_worker.py").write_text(
+        WORKER.replace(
+            "if job.seed == 28:",
+            "if job.seed == 29:\n"
+            "        raise OSError(28, 'No space left on device')\n"
+            "    if job.seed == 30:\n"
+            "        folder.parent.parent.rename(folder.parent.parent.parent / 'moved')\n"
+            "        time.sleep(30)\n"
+            "    if job.seed == 28:",
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    made = one_source(tmp_path, [0, 29 if lost == "disk" else 30, 1, 2])
+    jobs = unique(make_plan(made))
+    monkeypatch.setattr(local, "POLL", 0.05)
+    context = server.start_server("trial_worker:run_job")
+
+    def full(**arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if lost == "disk":
+        monkeypatch.setattr(ledger.tempfile, "TemporaryFile", full)
+    said = "disk full: cannot write" if lost == "disk" else "was lost during the run"
+    with pytest.raises(UserError, match=said):
+        local.execute(jobs, made.folder, [{}], context, "trial_worker:run_job")
+    sweep = made.folder if lost == "disk" else tmp_path / "moved"
+    states = [ledger.examine(sweep, job, h).state.value for h, job in jobs.items()]
+    assert states[0] == "done"
+    assert states[2:] == ["waiting", "waiting"]  # were not tried
+    assert lost == "disk" or not made.folder.exists()  # and nothing was begun in its place
