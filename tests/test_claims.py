@@ -334,7 +334,7 @@ def test_a_run_stops_at_a_full_disk_or_a_lost_folder_and_keeps_what_is_done(
     tmp_path, monkeypatch, lost
 ):
     """The jobs meet the full disk by themselves; that it is full is then found by the runner."""
-    (tmp_path / "trial_worker.py").write_text(
+    (tmp_path / "lost_worker.py").write_text(
         WORKER.replace(
             "if job.seed == 28:",
             "if job.seed == 29:\n"
@@ -350,7 +350,7 @@ def test_a_run_stops_at_a_full_disk_or_a_lost_folder_and_keeps_what_is_done(
     made = one_source(tmp_path, [0, 29 if lost == "disk" else 30, 1, 2])
     jobs = unique(make_plan(made))
     monkeypatch.setattr(local, "POLL", 0.05)
-    context = server.start_server("trial_worker:run_job")
+    context = server.start_server("lost_worker:run_job")
 
     def full(**arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -359,7 +359,7 @@ def test_a_run_stops_at_a_full_disk_or_a_lost_folder_and_keeps_what_is_done(
         monkeypatch.setattr(ledger.tempfile, "TemporaryFile", full)
     said = "disk full: cannot write" if lost == "disk" else "was lost during the run"
     with pytest.raises(UserError, match=said):
-        local.execute(jobs, made.folder, [{}], context, "trial_worker:run_job")
+        local.execute(jobs, made.folder, [{}], context, "lost_worker:run_job")
     sweep = made.folder if lost == "disk" else tmp_path / "moved"
     states = [ledger.examine(sweep, job, h).state.value for h, job in jobs.items()]
     assert states[0] == "done"

@@ -18,6 +18,7 @@ LISTED = 5
 _NO_RESULT = (
     *("executor", "slurm", "ray", "processes", "tracking", "runs_dir", "name"),
     *("changed_data", "changed_settings", "seeds", "methods", "tests", "sources", "targets"),
+    "twins",
     "calibration",
 )
 """Settings of an experiment that change no job, only which there are."""
