@@ -33,6 +33,9 @@ POLL = 0.5
 LOOK = 4
 """Polls between looks at a job that another runner works on."""
 
+SERVER_GONE = 255
+"""What multiprocessing says of a process whose fork server died with it."""
+
 GRACE = 5.0
 """Seconds that interrupted jobs have to end by themselves."""
 
@@ -207,6 +210,8 @@ def _verdict(sweep: Path, job_hash: str, one: _Running) -> str | None:
     elif code < 0:
         cause = " (out of memory?)" if -code == signal.SIGKILL else ""
         failure = f"killed by signal {-code}{cause}\n{ledger.log_tail(folder, 10)}"
+    elif code == SERVER_GONE:
+        failure = f"killed from outside, with its fork server\n{ledger.log_tail(folder, 10)}"
     else:
         failure = f"ended with exit code {code} {note}\n{ledger.log_tail(folder)}"
     try:
