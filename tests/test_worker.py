@@ -289,6 +289,7 @@ def test_a_run_that_was_killed_twice_ends_as_if_it_had_not(
         assert all(torch.equal(v, other["state"][key][k]) for k, v in state.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [FAIR, ADAPTED], ids=["fair", "adapted"])
 def test_it_does_not_matter_in_which_step_a_run_was_killed(
     make_job, run, tmp_path, monkeypatch, method

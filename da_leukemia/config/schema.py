@@ -308,7 +308,12 @@ class Job:
         kept: str | None = self.__dict__.get(_KEPT)
         if kept is not None:
             return kept
-        identity = _plain(self)
+        seen = [*devices_of(self.source), *([self.target] if self.target else [])]
+        data = dataclasses.replace(self.data, domains={n: self.data.domains[n] for n in seen})
+        identity = {
+            name: _plain(data if name == "data" else getattr(self, name))
+            for name in self.__dataclass_fields__
+        }
         identity["method"]["components"] = active_components(self.method)
         for key in ("method_name", "tests", "selection", "tracking", "sweep"):
             del identity[key]
@@ -321,7 +326,6 @@ class Job:
         if not identity["data"]["calibration"]:
             del identity["data"]["calibration"]
         identity["method"] = _method_identity(identity["method"])
-        seen = [*devices_of(self.source), *([self.target] if self.target else [])]
         domains = {name: identity["data"]["domains"][name] for name in seen}
         for domain in domains.values():
             for key in ("root", "annotations", "calibration"):
