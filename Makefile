@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint types check clean help
+.PHONY: quickstart test test-slow test-chaos test-slurm test-ray lint types check clean help
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,6 +23,20 @@ test: $(STAMP)   ## the tests (under 8 minutes on 2 cores)
 
 test-slow: $(STAMP)  ## tests that train for minutes
 	$(BIN)/python -m pytest -q -m slow -o addopts=""
+
+test-chaos: $(STAMP)  ## kills runners at 30 random moments, the matrix must not change
+	$(BIN)/python -m pytest -q -m chaos tests/test_chaos.py
+
+SLURM_HOME ?= /tmp/da-leukemia-slurm
+test-slurm: $(STAMP)  ## the SLURM executor on a SLURM of its own (Debian; installs it, as root)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,slurm]"
+	bash tests/cluster/slurm_up.sh $(SLURM_HOME)
+	. $(SLURM_HOME)/env.sh && $(BIN)/python -m pytest -q -m slurm tests/test_executors_slurm.py; \
+	  code=$$?; bash tests/cluster/slurm_down.sh $(SLURM_HOME); exit $$code
+
+test-ray: $(STAMP)  ## the Ray executor on a cluster of two nodes on this machine
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,ray]"
+	$(BIN)/python -m pytest -q -m ray tests/test_executors_ray.py
 
 lint: $(STAMP)   ## ruff
 	$(BIN)/ruff check .

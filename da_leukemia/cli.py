@@ -98,6 +98,18 @@ def _make_parser() -> _Parser:
         _takes_experiment(verb, command)
     for verb in (plan, status):
         verb.add_argument("--json", action="store_true", help="for programs")
+    part = run.add_mutually_exclusive_group()
+    part.add_argument("--shard", metavar="I/N", help="run the I-th of N equal parts; no report")
+    part.add_argument(
+        "--job", action="append", metavar="HASH", help="run this job; may be repeated; no report"
+    )
+    plan.add_argument(
+        "--emit",
+        choices=("commands", "sbatch"),
+        metavar="FORM",
+        help="print what is left as `commands`, one a line, or as an `sbatch` script",
+    )
+    status.add_argument("--watch", action="store_true", help="live, until all is done")
 
     train = commands.add_parser(
         "train",
@@ -127,6 +139,16 @@ def _make_parser() -> _Parser:
         help="detections below are not written and not counted (0.3)",
     )
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="run a finished job again and compare its metrics",
+        description="Run the job of a result.json again in a fresh folder. Exit code 0: every "
+        "metric is the same; 1: they differ, and how is listed.",
+    )
+    reproduce.add_argument("result", type=Path, help="a job's result.json, or its folder")
+    reproduce.add_argument("--out", type=Path, metavar="FOLDER", help="where to run; must be empty")
+    reproduce.set_defaults(command=_reproduce, parser=reproduce)
 
     simulate = commands.add_parser(
         "simulate",
@@ -203,15 +225,26 @@ def _load(path: str, settings: Sequence[str]) -> Experiment:
 
 def _run(arguments: argparse.Namespace) -> int:
     experiment = _load(arguments.experiment, arguments.settings)
-    from da_leukemia.sweep import run
+    from da_leukemia.sweep.conduct import run_sweep
+    from da_leukemia.sweep.parts import named, shard
 
-    return run(experiment)
+    if arguments.shard is not None:
+        return run_sweep(experiment, part=lambda jobs: shard(jobs, arguments.shard))
+    if arguments.job:
+        return run_sweep(experiment, part=lambda jobs: named(jobs, arguments.job))
+    return run_sweep(experiment)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from da_leukemia.sweep.status import as_json, plan_text
 
     experiment = _load(arguments.experiment, arguments.settings)
+    if arguments.emit:
+        from da_leukemia.sweep import emit
+
+        write = emit.sbatch if arguments.emit == "sbatch" else emit.commands
+        print(write(experiment, arguments.experiment, arguments.settings))
+        return 0
     print(json.dumps(as_json(experiment), indent=1) if arguments.json else plan_text(experiment))
     return 0
 
@@ -221,6 +254,10 @@ def _status(arguments: argparse.Namespace) -> int:
     from da_leukemia.sweep.status import as_json, status_text
 
     experiment = _load(arguments.experiment, arguments.settings)
+    if arguments.watch:
+        from da_leukemia.sweep.watch import watch
+
+        return watch(experiment, again(arguments.experiment, arguments.settings))
     if arguments.json:
         print(json.dumps(as_json(experiment), indent=1))
     else:
@@ -312,6 +349,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     metrics = {device: t.metrics for device, t in tested.items()}
     print(json.dumps(metrics, indent=1) if arguments.json else _scores(metrics))
     return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.conduct import reproduce
+
+    return reproduce(arguments.result, arguments.out)
 
 
 def _scores(tests: dict[str, dict[str, Any]]) -> str:

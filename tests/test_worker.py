@@ -289,6 +289,23 @@ def test_a_run_that_was_killed_twice_ends_as_if_it_had_not(
         assert all(torch.equal(v, other["state"][key][k]) for k, v in state.items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [FAIR, ADAPTED], ids=["fair", "adapted"])
+def test_it_does_not_matter_in_which_step_a_run_was_killed(
+    make_job, run, tmp_path, monkeypatch, method
+):
+    """At the start of each epoch and inside it; with a validation that an epoch has or has not."""
+    job = make_job(method, trainer={"steps": 8, "epoch_steps": 2, "validate_every": 2})
+    whole = run(job, "whole")
+    for after in range(1, 8):
+        interrupted(job, tmp_path / f"killed{after}", monkeypatch, after=after)
+        parts = run(job, f"killed{after}")
+        assert same_weights(whole, parts), after
+        assert metrics(whole) == metrics(parts), after
+        assert rows(whole) == rows(parts), after
+        assert (whole / "split.json").read_bytes() == (parts / "split.json").read_bytes()
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_over(make_job, run, tmp_path, monkeypatch):
     job = make_job(FAIR)
     whole, parts = run(job, "whole"), tmp_path / "parts"

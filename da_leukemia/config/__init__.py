@@ -2,6 +2,7 @@
 
 from da_leukemia.config.files import (
     complete,
+    job_of,
     load_experiment,
     load_job,
     load_method,
@@ -46,6 +47,7 @@ __all__ = [
     "active_components",
     "complete",
     "devices_of",
+    "job_of",
     "load_experiment",
     "load_job",
     "load_method",

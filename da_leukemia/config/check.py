@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import typing
 from collections.abc import Iterator, Mapping
@@ -66,10 +67,23 @@ def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
             yield f"{where}: unknown value {value!r}{did_you_mean(str(value), choices)}"
             continue
         try:
-            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+            OmegaConf.merge(_alone(schema, key), {key: value})
         except OmegaConfBaseException:
             wanted = getattr(hint, "__name__", str(hint)) if not arguments else str(hint)
             yield f"{where}: expected {wanted}, got {value!r}"
+
+
+@functools.cache
+def _alone(schema: type, key: str) -> Any:
+    """Return a schema of one field: merging into a whole one copies all of it."""
+    hints = {key: typing.get_type_hints(schema)[key]}
+    only = type(schema.__name__, (), {"__annotations__": hints, "__module__": schema.__module__})
+    default = next(f for f in dataclasses.fields(schema) if f.name == key)
+    if default.default is not dataclasses.MISSING:
+        setattr(only, key, default.default)
+    elif default.default_factory is not dataclasses.MISSING:
+        setattr(only, key, dataclasses.field(default_factory=default.default_factory))
+    return OmegaConf.structured(dataclasses.dataclass(only))
 
 
 def check_method(name: str, method: Method) -> list[str]:
@@ -256,4 +270,30 @@ def check_numbers(experiment: Experiment) -> list[str]:
         problems.append(f"name: {experiment.name!r} cannot be the name of a folder")
     if experiment.processes is not None and experiment.processes < 1:
         problems.append(f"processes: expected at least 1, got {experiment.processes}")
-    return problems
+    return problems + _check_executors(experiment)
+
+
+def _check_executors(experiment: Experiment) -> list[str]:
+    slurm, ray = experiment.slurm, experiment.ray
+    found = [
+        f"slurm.{key}: expected at least 1, got {getattr(slurm, key)}"
+        for key in ("minutes", "jobs_per_task", "at_a_time", "tasks")
+        if getattr(slurm, key) < 1
+    ]
+    found += [
+        f"{section}.{key}: expected at least 0, got {getattr(settings, key)}"
+        for section, settings, keys in (
+            ("slurm", slurm, ("cpus", "memory_gb", "gpus")),
+            ("ray", ray, ("cpus", "gpus")),
+        )
+        for key in keys
+        if getattr(settings, key) < 0
+    ]
+    if slurm.gpus > 1:
+        found.append(f"slurm.gpus: a job trains on one GPU, got {slurm.gpus}")
+    if not 1 <= slurm.warning_seconds < 60 * slurm.minutes:
+        found.append(
+            f"slurm.warning_seconds: expected at least 1 and less than slurm.minutes, got "
+            f"{slurm.warning_seconds}"
+        )
+    return found

@@ -233,3 +233,20 @@ def load_job(path: Path) -> Job:
     assert isinstance(given, dict)
     job: Job = _typed(Job, {str(k): v for k, v in given.items()})
     return job
+
+
+def job_of(given: Mapping[str, Any], where: str) -> Job:
+    """Make a job of the settings in a result.
+
+    Args:
+        given: what `dataclasses.asdict` made of the job.
+        where: what problems name.
+
+    Raises:
+        ConfigError: settings that this version does not know.
+    """
+    problems = [f"{where}: config.{p}" for p in problems_of(Job, given, "")]
+    if problems:
+        raise ConfigError([*problems, f"{where}: use the version of da_leukemia that wrote it"])
+    job: Job = _typed(Job, given)
+    return job

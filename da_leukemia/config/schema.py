@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
+from da_leukemia.config.executors import Ray, Slurm
 from da_leukemia.labels import LABEL_SPACES
 
 IDENTITY_VERSION = 1
@@ -223,8 +224,11 @@ class Experiment:
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
     seeds: list[int] = field(default_factory=lambda: [0])
     tracking: str = _choice("none", "wandb")
-    executor: str = _choice("local")
+    executor: str = _choice("local", "slurm", "ray")
+    slurm: Slurm = field(default_factory=Slurm)
+    ray: Ray = field(default_factory=Ray)
     changed_data: str = _choice("stop", "retrain")  # where finished jobs were trained on other data
+    changed_settings: str = _choice("stop", "accept")  # where finished jobs would leave the matrix
     processes: int | None = None  # jobs at a time; default: CPU cores / trainer.threads, or GPUs
 
     @property
@@ -265,6 +269,18 @@ def _identity_of(calibration: Calibration) -> dict[str, Any]:
     return settings
 
 
+_KEPT = "_kept_hash"
+
+
+def _plain(settings: Any) -> Any:
+    """Return settings as dictionaries, as `dataclasses.asdict`, without copying what is flat."""
+    if dataclasses.is_dataclass(settings):
+        return {f: _plain(getattr(settings, f)) for f in settings.__dataclass_fields__}
+    if isinstance(settings, dict):
+        return {key: _plain(value) for key, value in settings.items()}
+    return settings
+
+
 @dataclass
 class Job:
     """One training and its tests. Written to ``config.yaml`` in the job's folder.
@@ -290,10 +306,26 @@ class Job:
     tracking: str = "none"
     sweep: str = ""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop(_KEPT, None)
+        object.__setattr__(self, name, value)
+
+    def settle(self) -> None:
+        """Compute the hash once. From now on no setting inside a section is changed any more."""
+        self.__dict__[_KEPT] = self.hash
+
     @property
     def hash(self) -> str:
         """Content hash without names, paths, devices and workers (12 hexadecimal digits)."""
-        identity = dataclasses.asdict(self)
+        kept: str | None = self.__dict__.get(_KEPT)
+        if kept is not None:
+            return kept
+        seen = [*devices_of(self.source), *([self.target] if self.target else [])]
+        data = dataclasses.replace(self.data, domains={n: self.data.domains[n] for n in seen})
+        identity = {
+            name: _plain(data if name == "data" else getattr(self, name))
+            for name in self.__dataclass_fields__
+        }
         identity["method"]["components"] = active_components(self.method)
         for key in ("method_name", "tests", "selection", "tracking", "sweep"):
             del identity[key]
@@ -306,7 +338,6 @@ class Job:
         if not identity["data"]["calibration"]:
             del identity["data"]["calibration"]
         identity["method"] = _method_identity(identity["method"])
-        seen = [*devices_of(self.source), *([self.target] if self.target else [])]
         domains = {name: identity["data"]["domains"][name] for name in seen}
         for domain in domains.values():
             for key in ("root", "annotations", "calibration"):

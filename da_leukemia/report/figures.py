@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ def top_of_scale(values: Iterable[float]) -> float:
     return min(1.0, max(0.1, math.ceil(largest * 10 - 1e-9) / 10))
 
 
+@functools.lru_cache(4096)
 def colour(value: float, top: float) -> tuple[str, str]:
     """Return the colour of a cell and one in which text on it can be read."""
     from matplotlib import colormaps

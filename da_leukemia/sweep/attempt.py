@@ -19,7 +19,7 @@ from typing import Any
 
 from da_leukemia.config import Job
 from da_leukemia.errors import UserError
-from da_leukemia.sweep import ledger
+from da_leukemia.sweep import claims, ledger
 
 WORKER = "da_leukemia.sweep.worker:run_job"
 """What trains a job: a function of its folder. Importing it imports torch."""
@@ -42,17 +42,30 @@ def resolve(worker: str) -> Callable[[Path], None]:
     return function
 
 
-def attempt(sweep: Path, job: Job, worker: str = WORKER) -> dict[str, Any]:
+def attempt(
+    sweep: Path,
+    job: Job,
+    worker: str = WORKER,
+    over: int | None = None,
+    on_loss: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Run a job in this process unless it is done, and return its result.
 
     A failure leaves the last lines in ``error.txt``.
 
+    Args:
+        sweep: the sweep's folder.
+        job: what to run.
+        worker: see `resolve`.
+        over: number of a claim that was found dead, see `claims.Watch`.
+        on_loss: called from another thread if another machine takes the job over meanwhile.
+
     Raises:
-        Busy: another process has the job.
+        Busy: another process has the job, or took it over.
     """
     job_hash = job.hash
     folder = ledger.job_folder(sweep, job_hash)
-    with ledger.hold(folder) as held:
+    with ledger.hold(folder, over=over, on_loss=on_loss) as held:
         if not held:
             raise Busy
         result, _ = ledger.read_result(folder, job_hash, job.tests)
@@ -65,10 +78,42 @@ def attempt(sweep: Path, job: Job, worker: str = WORKER) -> dict[str, Any]:
             result, why = ledger.read_result(folder, job_hash, job.tests)
             if result is None:
                 raise RuntimeError(f"the worker ended without a whole {ledger.RESULT} {why}")
+        except claims.LostClaim as error:
+            raise Busy from error
         except Exception as error:
+            _fence(folder)
             ledger.write_failure(folder, last_lines(error))
             raise
     return result
+
+
+def _fence(folder: Path) -> None:
+    """Say nothing about a job that is another's now, however this attempt at it ended."""
+    try:
+        claims.check(folder)
+    except claims.LostClaim as lost:
+        raise Busy from lost
+
+
+def insist(sweep: Path, job: Job, worker: str = WORKER) -> dict[str, Any]:
+    """Run a job as `attempt` does, also one whose claim turns out to be dead.
+
+    Raises:
+        Busy: a process that is alive has the job.
+    """
+    folder = ledger.job_folder(sweep, job.hash)
+    try:
+        return attempt(sweep, job, worker)
+    except Busy:
+        first, watch = claims.read(folder), claims.Watch()
+        if first.released or claims.is_locked(folder):
+            raise
+        print(f"{folder}: is {first.owner or 'its last owner'} still alive?", file=sys.stderr)
+        while (over := watch.dead(folder)) is None:
+            if claims.is_locked(folder) or claims.read(folder).text != first.text:
+                raise
+            time.sleep(claims.BEAT / 5)
+    return attempt(sweep, job, worker, over)
 
 
 def last_lines(error: BaseException, lines: int = 15) -> str:
@@ -78,7 +123,9 @@ def last_lines(error: BaseException, lines: int = 15) -> str:
     return "\n".join("".join(traceback.format_exception(error)).splitlines()[-lines:])
 
 
-def in_child(sweep: str, job: Job, worker: str, environment: Mapping[str, str]) -> None:
+def in_child(
+    sweep: str, job: Job, worker: str, environment: Mapping[str, str], over: int | None = None
+) -> None:
     """Run a job as the whole life of a forked process, all output in the job's log.
 
     Args:
@@ -86,16 +133,19 @@ def in_child(sweep: str, job: Job, worker: str, environment: Mapping[str, str]) 
         job: what to run.
         worker: see `resolve`.
         environment: variables to set, among them the GPUs that it may use.
+        over: see `attempt`.
     """
     os.setsid()  # a group of its own: ended as a whole, and deaf to the terminal's Ctrl-C
     _die_with_runner()
     os.environ.update(environment)
     folder = ledger.job_folder(Path(sweep), job.hash)
     try:
+        if not Path(sweep).is_dir():  # do not make a lost folder anew where it was mounted
+            raise FileNotFoundError(f"{sweep} is gone")
         folder.mkdir(parents=True, exist_ok=True)
         _redirect(folder / ledger.LOG)
         print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()}", flush=True)
-        attempt(Path(sweep), job, worker)
+        attempt(Path(sweep), job, worker, over, lambda: os._exit(LOCKED))
     except Busy:
         sys.exit(LOCKED)
     except Exception as error:

@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,10 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from da_leukemia.config import Experiment, Job, complete
+from da_leukemia.config import Data, Experiment, Job, complete
 from da_leukemia.errors import UserError, counted
-from da_leukemia.sweep import ledger, local
-from da_leukemia.sweep.attempt import WORKER, Busy, attempt
+from da_leukemia.sweep import ledger, local, settled
+from da_leukemia.sweep.attempt import WORKER, Busy, insist
+from da_leukemia.sweep.executors import Executor, choose
 from da_leukemia.sweep.ledger import State
 from da_leukemia.sweep.plan import label, make_plan, unique
 from da_leukemia.sweep.server import call, start_server
@@ -30,12 +31,17 @@ _LOG = logging.getLogger(__name__)
 INTERRUPTED = 130
 
 
-def run_sweep(experiment: Experiment, worker: str = WORKER) -> int:
+Choice = Callable[[Mapping[str, Job]], dict[str, Job]]
+"""Takes a plan's trainings by hash and returns those to run, see `parts`."""
+
+
+def run_sweep(experiment: Experiment, worker: str = WORKER, part: Choice | None = None) -> int:
     """Run the jobs that are not done, then write and print the report.
 
     Args:
         experiment: filled with its defaults in place.
         worker: what trains a job (see `attempt.resolve`).
+        part: chooses some of the jobs; then no report is written.
 
     Returns:
         The exit code: 0, 1 where jobs failed, 130 after an interruption.
@@ -46,16 +52,24 @@ def run_sweep(experiment: Experiment, worker: str = WORKER) -> int:
     complete(experiment)
     try:
         with _ended_by_signals():
+            executor = choose(experiment)
+            settled.check(experiment, [(job, job.hash) for job in make_plan(experiment)])
             render(experiment)
             check_data(experiment, make_plan(experiment))
-            jobs, failures = _run_what_is_left(experiment, worker)
+            jobs, failures = _run_what_is_left(experiment, executor, worker, part)
     except KeyboardInterrupt:
         print(
             "interrupted; what is done is kept, run the same command again to go on",
             file=sys.stderr,
         )
         return INTERRUPTED
-    if len(failures) < len(jobs):
+    if part is not None:
+        print(
+            f"{len(jobs) - len(failures)} of this part's {counted(len(jobs), 'job')} done; "
+            "when all parts are: da-leukemia sweep report",
+            file=sys.stderr,
+        )
+    elif len(failures) < len(jobs):
         report(experiment)
     if failures:
         print(f"\n{failures_text(experiment.folder, jobs, failures)}", file=sys.stderr)
@@ -68,24 +82,62 @@ def run_sweep(experiment: Experiment, worker: str = WORKER) -> int:
     return 0
 
 
-def _run_what_is_left(experiment: Experiment, worker: str) -> tuple[dict[str, Job], dict[str, str]]:
+def _run_what_is_left(
+    experiment: Experiment, executor: Executor, worker: str, part: Choice | None
+) -> tuple[dict[str, Job], dict[str, str]]:
     """Run the jobs that are not done; return all jobs, and the last lines of those that failed."""
     entries, standings = survey(experiment)
     jobs = unique(job for job, _ in entries)
-    done = sum(s.state is State.DONE for s in standings.values())
+    settled.keep_old_plan(experiment, entries)
     ledger.write_plan(experiment, entries)
+    if part is not None:
+        jobs = part(jobs)
+    done = sum(standings[h].state is State.DONE for h in jobs)
     if done == len(jobs):
         return jobs, {}
-    places = local.slots(experiment)
-    abreast = min(len(places), len(jobs) - done)
     print(
-        f"{counted(len(jobs), 'job')}, {done} done; {abreast} at a time; {experiment.folder}",
+        f"{counted(len(jobs), 'job')}, {done} done; {executor.about(len(jobs) - done)}; "
+        f"{experiment.folder}",
         file=sys.stderr,
     )
-    context = start_server(worker, experiment.trainer.threads)
     if worker == WORKER:  # another one has a detector of its own
-        call(context, check_detector, experiment)
-    return jobs, local.execute(jobs, experiment.folder, places, context, worker)
+        call(start_server(worker, experiment.trainer.threads), check_detector, experiment)
+    return jobs, executor.run(jobs, experiment.folder, worker)
+
+
+def reproduce(path: Path, out: Path | None = None) -> int:
+    """Run a finished job again in a fresh folder, compare, and say what differs.
+
+    Args:
+        path: its ``result.json``, which is only read.
+        out: folder to run in; by default a new one in the sweep's ``reproduced``.
+
+    Returns:
+        0 where every metric is the same, else 1.
+
+    Raises:
+        UserError: no such result, one of another version, or a problem with the data.
+    """
+    from da_leukemia.sweep import reproduce as reproducing
+
+    before, job = reproducing.read(path)
+    if job.hash != before["job"]:
+        print(
+            f"this version calls the job {job.hash}, then it was {before['job']}: a setting was "
+            "added or means something else",
+            file=sys.stderr,
+        )
+    job.tests, job.tracking = list(before["tests"]), "none"
+    _render(job.data, None)
+    folder = reproducing.fresh_folder(path, out)
+    print(f"{label(job)} again in {folder}", file=sys.stderr)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(job.trainer.threads))
+    with _ended_by_signals():
+        now = reproducing.again(job, folder)
+    found = reproducing.compare(before, now)
+    print(reproducing.text(found, folder))
+    return 0 if found.agrees else 1
 
 
 def run_one(experiment: Experiment, job: Job) -> dict[str, Any]:
@@ -100,7 +152,7 @@ def run_one(experiment: Experiment, job: Job) -> dict[str, Any]:
         os.environ.setdefault(name, str(experiment.trainer.threads))
     with _ended_by_signals():
         try:
-            return attempt(experiment.folder, job)
+            return insist(experiment.folder, job)
         except Busy as error:
             raise UserError(f"{label(job)} runs already in another process") from error
 
@@ -111,20 +163,24 @@ def render(experiment: Experiment) -> None:
     Raises:
         UserError: there is no such simulated device, or the folder holds something else.
     """
-    simulation = experiment.data.simulate
+    _render(experiment.data, experiment.processes)
+
+
+def _render(data: Data, processes: int | None) -> None:
+    simulation = data.simulate
     if simulation.patients < 1:
         return
     from da_leukemia.simulate import simulate
 
-    root = Path(experiment.data.root)
+    root = Path(data.root)
     with _alone(root), bar("rendering") as progress:
         simulate(
             root,
-            domains=list(experiment.data.domains),
+            domains=list(data.domains),
             patients=simulation.patients,
             fields_per_patient=simulation.fields_per_patient,
             seed=simulation.seed,
-            workers=experiment.processes or local.cpus(),
+            workers=processes or local.cpus(),
             progress=progress,
         )
 

@@ -1,37 +1,32 @@
 """What is done, judged by the job folders alone.
 
 A job is done when its folder holds a whole ``result.json`` for it, whoever ran it and whatever an
-engine says. It runs while a live process holds the lock on ``job.lock``: the kernel drops such a
-lock with its process, even after ``kill -9``, so nothing is ever left over to clean up.
+engine says. It runs while a live process claims it (see `claims`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
-import fcntl
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from da_leukemia import __version__
 from da_leukemia.config import Experiment, Job, save_experiment, save_job
 from da_leukemia.errors import UserError
 from da_leukemia.files import replacing
+from da_leukemia.sweep import claims
 from da_leukemia.sweep.plan import unique
 
-RESULT, LOCK, FAILURE, LOG, PROGRESS = (
-    "result.json",
-    "job.lock",
-    "error.txt",
-    "log.txt",
-    "progress.json",
-)
-PLAN_VERSION = 1
+RESULT, FAILURE, LOG, PROGRESS = "result.json", "error.txt", "log.txt", "progress.json"
+PLAN_VERSION, RESULT_VERSION = 1, 1
 
 
 class State(enum.StrEnum):
@@ -67,13 +62,18 @@ def job_folder(sweep: Path, job_hash: str) -> Path:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def written(path: Path) -> Iterator[None]:
     """Turn what a user can put right about writing ``path`` into a `UserError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"disk full: cannot write {path}; free some space") from error
+            raise UserError(
+                f"disk full: cannot write {path}; what is done is kept: "
+                "free some space and run again"
+            ) from error
+        if error.errno in (errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN):
+            raise UserError(f"cannot write {path}: folder lost ({error.strerror})") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         raise
@@ -82,24 +82,72 @@ def _said(path: Path) -> Iterator[None]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path and put the file written there in place of ``path`` at once."""
-    with _said(path), replacing(path) as temporary:
+    with written(path), replacing(path) as temporary:
         yield temporary
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write JSON so that a reader sees the old file or the whole new one.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
+        LostClaim: it is in the folder of a job that another runner took over from this process.
     """
+    for folder in (path.parent, path.parent.parent):
+        claims.check(folder)
     with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def write_job(folder: Path, job: Job) -> None:
     """Write a job's ``config.yaml``, the worker's order."""
     with _replacing(folder / "config.yaml") as temporary:
         save_job(job, temporary)
+
+
+class Home:
+    """The sweep's folder as it was when the run began: the same one, and with room to write.
+
+    A share that is unmounted leaves an empty folder behind, in which a sweep would begin anew.
+    """
+
+    ROOM = 16 * 2**20
+    """Bytes that must fit: less than one checkpoint."""
+
+    def __init__(self, sweep: Path) -> None:
+        self._sweep = sweep
+        with written(sweep):
+            sweep.mkdir(parents=True, exist_ok=True)
+            self._is = self._look()
+
+    def _look(self) -> int | None:
+        try:
+            return self._sweep.stat().st_ino  # the device's number may change when mounted again
+        except OSError:
+            return None
+
+    def check(self) -> None:
+        """Make sure that the folder is still there.
+
+        Raises:
+            UserError: it is gone, or another one is in its place.
+        """
+        if self._look() != self._is:
+            raise UserError(
+                f"{self._sweep}: this folder was lost during the run (unmounted, moved, removed?); "
+                "what was done is where the folder is now. Bring it back and run again"
+            )
+
+    def check_room(self) -> None:
+        """Make sure that something can still be written.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        self.check()
+        with written(self._sweep), tempfile.TemporaryFile(dir=self._sweep) as file:
+            file.write(bytes(self.ROOM))
+            file.flush()
 
 
 def entry(job: Job, job_hash: str) -> dict[str, Any]:
@@ -145,18 +193,32 @@ def _read_json(path: Path) -> Any:
 def read_result(
     folder: Path, job_hash: str, tests: Iterable[str]
 ) -> tuple[dict[str, Any] | None, str]:
-    """Return a job's result, or None and the reason why the file there does not count."""
+    """Return a job's result, or None and the reason why the file there does not count.
+
+    Raises:
+        UserError: it was written in another format, so it can be neither used nor replaced.
+    """
     content = _read_json(folder / RESULT)
     if content is None:
         return None, ""
     if not isinstance(content, dict) or not isinstance(content.get("tests"), dict):
         return None, f"{RESULT} is half-written and will be made again"
+    version = content.get("version", RESULT_VERSION)
+    if version != RESULT_VERSION:
+        raise UserError(
+            f"{folder / RESULT}: written in format {version}, da_leukemia {__version__} reads "
+            f"format {RESULT_VERSION}. Go on with the version that wrote it, or use another name="
+        )
     if content.get("job") != job_hash:
         return None, f"{RESULT} is of job {content.get('job')} and will be made again"
-    missing = [name for name in tests if name not in content["tests"]]
-    if missing:
-        return None, f"still to be tested on {', '.join(missing)}"
-    return content, ""
+    missing = missing_tests(content["tests"], tests)
+    return (None, missing) if missing else (content, "")
+
+
+def missing_tests(there: Collection[str], wanted: Iterable[str]) -> str:
+    """Say on which devices a job is still to be tested; nothing where on none."""
+    missing = [name for name in wanted if name not in there]
+    return f"still to be tested on {', '.join(missing)}" if missing else ""
 
 
 def read_failure(folder: Path) -> str | None:
@@ -178,6 +240,15 @@ def read_progress(folder: Path) -> str:
         return ""
 
 
+def _runs(folder: Path, holder: claims.Claim) -> str:
+    said = [read_progress(folder)]
+    if holder.machine != claims.machine() and holder.owner:
+        said.append(f"on {holder.owner}")
+        if holder.silent > claims.MISSED * claims.BEAT:
+            said.append(f"no sign of life for {holder.silent:.0f} s")
+    return ", ".join(filter(None, said))
+
+
 def examine(sweep: Path, job: Job, job_hash: str | None = None) -> Standing:
     """Return where a job stands."""
     job_hash = job_hash or job.hash
@@ -185,8 +256,21 @@ def examine(sweep: Path, job: Job, job_hash: str | None = None) -> Standing:
     result, note = read_result(folder, job_hash, job.tests)
     if result is not None:
         return Standing(State.DONE, result=result)
-    if is_locked(folder):
-        return Standing(State.RUNNING, read_progress(folder))
+    return examine_unfinished(folder, note)
+
+
+def examine_unfinished(folder: Path, note: str) -> Standing:
+    """Return where a job stands that is not done.
+
+    Args:
+        folder: of the job.
+        note: why the result that is there does not count.
+    """
+    if not folder.is_dir():
+        return Standing(State.WAITING, note)
+    holder = claims.holder(folder)
+    if holder is not None:
+        return Standing(State.RUNNING, _runs(folder, holder))
     failure = read_failure(folder)
     if failure is not None:
         return Standing(State.FAILED, failure)
@@ -197,55 +281,63 @@ def examine(sweep: Path, job: Job, job_hash: str | None = None) -> Standing:
 
 def collect(sweep: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """Return the results of the entries that are done, each under its entry's method name."""
-    jobs = list(jobs)
-    standings = {h: examine(sweep, job, h) for h, job in unique(jobs).items()}
-    results = []
-    for job in jobs:
-        result = standings[job.hash].result
+    jobs, shared = list(jobs), _Shared()
+    found: dict[str, dict[str, Any]] = {}
+    for job_hash, job in unique(jobs).items():
+        result, _ = read_result(job_folder(sweep, job_hash), job_hash, job.tests)
         if result is not None:
-            results.append({**result, "method": job.method_name})
-    return results
+            found[job_hash] = shared.slim(result)
+    return [{**found[j.hash], "method": j.method_name} for j in jobs if j.hash in found]
+
+
+class _Shared:
+    """Has results share what is equal in them: settings, versions, devices."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[Any]] = {}
+
+    def slim(self, result: dict[str, Any]) -> dict[str, Any]:
+        config = result.get("config")
+        if isinstance(config, dict):
+            result["config"] = {k: self._one(f"config.{k}", v) for k, v in config.items()}
+        return {
+            key: self._one(key, value) if key not in ("tests", "config") else value
+            for key, value in result.items()
+        }
+
+    def _one(self, key: str, value: Any) -> Any:
+        if not isinstance(value, dict | list):
+            return value
+        seen = self._seen.setdefault(key, [])
+        for other in seen:
+            if other == value:
+                return other
+        if len(seen) < 64:
+            seen.append(value)
+        return value
 
 
 # --- locks and failures ----------------------------------------------------------------------
 
 
 @contextmanager
-def hold(folder: Path, patience: float = 0.3) -> Iterator[bool]:
-    """Take a job's lock for as long as the block runs; gives False if another process has it.
+def hold(
+    folder: Path,
+    patience: float = 0.3,
+    over: int | None = None,
+    on_loss: Callable[[], None] | None = None,
+) -> Iterator[bool]:
+    """Own a job for as long as the block runs; gives False if another process does.
 
-    Args:
-        folder: the job's folder, created where needed.
-        patience: seconds to keep asking, because `is_locked` holds the lock for an instant.
+    Arguments as of `claims.hold`.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
     """
-    with _said(folder / LOCK):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
-    with file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    yield False
-                    return
-                time.sleep(0.02)
-            else:
-                break
-        yield True
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a live process works on the job."""
-    try:
-        with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
+    with contextlib.ExitStack() as stack:
+        with written(folder / claims.LOCK):
+            held = stack.enter_context(claims.hold(folder, patience, over, on_loss))
+        yield held
 
 
 def failure_stamp(folder: Path) -> int | None:

@@ -2,7 +2,7 @@
 
 Importing torch and Lightning takes seconds, starting a process from a fork server that has done so
 takes milliseconds. What is done is read from the job folders, never from exit codes, so several
-runners may share a sweep.
+runners may share a sweep. SLURM tasks and Ray workers run their jobs through this, too.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from pathlib import Path
 
 from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError
-from da_leukemia.sweep import ledger
+from da_leukemia.sweep import claims, ledger
 from da_leukemia.sweep.attempt import DISK_FULL, LOCKED, WORKER, in_child, last_lines
 from da_leukemia.sweep.ledger import State
 from da_leukemia.sweep.progress import Progress
 
 POLL = 0.5
 """Seconds between looks at the display and at jobs of other runners."""
+
+LOOK = 4
+"""Polls between looks at a job that another runner works on."""
+
+SERVER_GONE = 255
+"""What multiprocessing says of a process whose fork server died with it."""
 
 GRACE = 5.0
 """Seconds that interrupted jobs have to end by themselves."""
@@ -97,10 +103,12 @@ def execute(
     places: Sequence[Slot],
     context: ForkServerContext,
     worker: str = WORKER,
+    stay: bool = True,
 ) -> dict[str, str]:
     """Run the jobs that are not done and return the last lines of those that failed, by hash.
 
-    Jobs that another runner works on are waited for and taken over if it dies.
+    Jobs that another runner works on are waited for and taken over if it dies. A full disk or a
+    lost folder ends the run: every other job would meet it, too.
 
     Args:
         jobs: trainings by hash, in the order in which to start them.
@@ -108,9 +116,11 @@ def execute(
         places: environments of the jobs that run at a time.
         context: the fork server, see `server.start_server`.
         worker: see `attempt.resolve`.
+        stay: wait for jobs that live runners elsewhere work on; otherwise leave them to those.
 
     Raises:
         KeyboardInterrupt: after the running jobs were ended.
+        UserError: the disk is full, or the sweep's folder is gone.
     """
     standings = {h: ledger.examine(sweep, job, h) for h, job in jobs.items()}
     waiting = deque(h for h, standing in standings.items() if standing.state is not State.DONE)
@@ -118,16 +128,25 @@ def execute(
         return {}
     stamps = {h: ledger.failure_stamp(ledger.job_folder(sweep, h)) for h in waiting}
     free, running, failures = list(places), dict[str, _Running](), dict[str, str]()
+    watch, look_again, home = claims.Watch(), dict[str, float](), ledger.Home(sweep)
     with Progress(len(jobs), len(jobs) - len(waiting)) as progress:
         try:
             while waiting or running:
                 for job_hash in list(waiting) if free else ():
                     if not free:
                         break
+                    if look_again.get(job_hash, 0.0) > time.monotonic():
+                        continue
                     job, folder = jobs[job_hash], ledger.job_folder(sweep, job_hash)
-                    standing = ledger.examine(sweep, job, job_hash)
-                    if standing.state is State.RUNNING:
-                        continue  # another runner's
+                    standing, dead = ledger.examine(sweep, job, job_hash), None
+                    if standing.state is State.RUNNING:  # in another runner
+                        dead = watch.dead(folder)
+                        if dead is None and not stay and watch.lives(folder):
+                            waiting.remove(job_hash)
+                            continue
+                        if dead is None:
+                            look_again[job_hash] = time.monotonic() + LOOK * POLL
+                            continue
                     waiting.remove(job_hash)
                     if standing.state is State.DONE:
                         progress.finished(job, None)
@@ -138,10 +157,11 @@ def execute(
                         failures[job_hash] = standing.note
                         progress.finished(job, None, failed=True)
                     else:
-                        running[job_hash] = _start(context, sweep, job, worker, free.pop(0))
+                        running[job_hash] = _start(context, sweep, job, worker, free.pop(0), dead)
                 progress.show([(r.job, ledger.job_folder(sweep, h)) for h, r in running.items()])
                 if waiting or running:
                     wait([r.process.sentinel for r in running.values()], timeout=POLL)
+                    home.check()
                 for job_hash, one in list(running.items()):
                     if one.process.is_alive():
                         continue
@@ -153,6 +173,8 @@ def execute(
                     failure = _verdict(sweep, job_hash, one)
                     if failure is not None:
                         failures[job_hash] = failure
+                        if one.process.exitcode == DISK_FULL:
+                            home.check_room()
                     progress.finished(
                         one.job, time.monotonic() - one.since, failed=failure is not None
                     )
@@ -161,10 +183,12 @@ def execute(
     return failures
 
 
-def _start(context: ForkServerContext, sweep: Path, job: Job, worker: str, slot: Slot) -> _Running:
+def _start(
+    context: ForkServerContext, sweep: Path, job: Job, worker: str, slot: Slot, over: int | None
+) -> _Running:
     process = context.Process(
         target=in_child,
-        args=(str(sweep.absolute()), job, worker, slot),
+        args=(str(sweep.absolute()), job, worker, slot, over),
         name=job.hash,
     )
     process.start()
@@ -186,6 +210,8 @@ def _verdict(sweep: Path, job_hash: str, one: _Running) -> str | None:
     elif code < 0:
         cause = " (out of memory?)" if -code == signal.SIGKILL else ""
         failure = f"killed by signal {-code}{cause}\n{ledger.log_tail(folder, 10)}"
+    elif code == SERVER_GONE:
+        failure = f"killed from outside, with its fork server\n{ledger.log_tail(folder, 10)}"
     else:
         failure = f"ended with exit code {code} {note}\n{ledger.log_tail(folder)}"
     try:

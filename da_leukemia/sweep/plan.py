@@ -171,12 +171,15 @@ def make_plan(experiment: Experiment) -> list[Job]:
             for target in targets
             if target not in devices_of(source)
         ]
-    return [
+    jobs = [
         _job(experiment, name, method, source, target, seed, tests, calibration)
         for name, method, source, target, chosen in rows
         for calibration in chosen
         for seed in dict.fromkeys(experiment.seeds)
     ]
+    for job in jobs:
+        job.settle()
+    return jobs
 
 
 def _few_shot_problems(

@@ -23,7 +23,14 @@ HEARTBEAT = 60.0
 class Progress:
     """A bar on a terminal, else a line when a job ends and one a minute about what runs."""
 
-    def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        stream: TextIO | None = None,
+        idle: str = "waiting for another runner",
+    ) -> None:
+        self._idle = idle
         self._stream = stream or sys.stderr
         self._total, self._ended, self._failed = total, done, 0
         self._spoken = time.monotonic()
@@ -35,7 +42,7 @@ class Progress:
                 file=self._stream,
                 ncols=_columns(),
                 nrows=2,  # of a terminal that gives its height as 0, too
-                bar_format="{n}/{total} |{bar:20}| {elapsed}  {desc}",
+                bar_format="{n}/{total} |{bar:20}| {elapsed} ({remaining} left)  {desc}",
             )
 
     def __enter__(self) -> Progress:
@@ -50,12 +57,19 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def finished(self, job: Job, seconds: float | None, *, failed: bool = False) -> None:
-        """Count a job. ``seconds`` is None for one that another runner ended."""
+    def finished(
+        self,
+        job: Job,
+        seconds: float | None,
+        *,
+        failed: bool = False,
+        where: str = "by another runner",
+    ) -> None:
+        """Count a job. ``seconds`` is None for one that ended elsewhere."""
         self._ended += 1
         self._failed += failed
         verdict = "FAILED" if failed else "done"
-        took = "by another runner" if seconds is None else f"{seconds:.0f} s"
+        took = where if seconds is None else f"{seconds:.0f} s"
         line = f"[{self._ended}/{self._total}] {verdict} {label(job)} ({took})"
         if self._bar is None:
             self._say(line)
@@ -70,7 +84,7 @@ class Progress:
         if self._bar is None and not due:
             return
         jobs = [f"{label(job)} {ledger.read_progress(folder)}".strip() for job, folder in running]
-        what = ", ".join(jobs) or "waiting for another runner"
+        what = ", ".join(jobs) or self._idle
         if self._bar is None:
             self._say(f"[{self._ended}/{self._total}] running: {what}")
             return

@@ -10,6 +10,7 @@ from typing import Any
 from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import counted
 from da_leukemia.sweep import ledger
+from da_leukemia.sweep.index import Index
 from da_leukemia.sweep.ledger import Standing, State
 from da_leukemia.sweep.plan import label, make_plan, unique
 
@@ -18,12 +19,15 @@ LISTED = 20
 
 
 def survey(experiment: Experiment) -> tuple[list[tuple[Job, str]], dict[str, Standing]]:
-    """Return the plan's entries with their hashes, and where each training stands."""
+    """Return the plan's entries with their hashes, and where each training stands (no results)."""
     entries = [(job, job.hash) for job in make_plan(experiment)]
     first: dict[str, Job] = {}
     for job, job_hash in entries:
         first.setdefault(job_hash, job)
-    return entries, {h: ledger.examine(experiment.folder, job, h) for h, job in first.items()}
+    index = Index(experiment.folder)
+    standings = {h: index.examine(h, job.tests) for h, job in first.items()}
+    index.save()
+    return entries, standings
 
 
 def plan_text(experiment: Experiment) -> str:

@@ -32,9 +32,9 @@ from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
 from da_leukemia.models.factory import build_detector, load_weights
 from da_leukemia.sweep import epochs, outdated
-from da_leukemia.sweep.attempt import Busy, attempt
+from da_leukemia.sweep.attempt import Busy, insist
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
-from da_leukemia.sweep.ledger import job_folder, write_json
+from da_leukemia.sweep.ledger import RESULT_VERSION, job_folder, write_json
 from da_leukemia.sweep.plan import adapts_after_training, source_model
 from da_leukemia.sweep.prediction import Fields, predict_domain
 from da_leukemia.sweep.provenance import device_name, versions
@@ -44,8 +44,6 @@ from da_leukemia.tasks.samples import sample_fields
 
 if TYPE_CHECKING:
     from da_leukemia.tracking.wandb_run import TrackedRun
-
-RESULT_VERSION = 1
 
 _POLL = 2.0
 """Seconds between looks at a run that another process trains."""
@@ -269,7 +267,7 @@ def _source_model(job: Job, folder: Path) -> Path:
     start, sweep = source_model(job), folder.parent.parent
     while True:
         try:
-            attempt(sweep, start)
+            insist(sweep, start)
             return job_folder(sweep, start.hash)
         except Busy:  # another process trains it
             time.sleep(_POLL)
