@@ -83,7 +83,7 @@ def test_truncated_and_foreign_images_are_found(tmp_path):
     (root / "images/2.png").write_text("no image")
     report = check(root)
     finding = next(f for f in report.all_findings if f.kind == "unreadable_image")
-    assert (finding.count, report.exit_code, report.domains[0].sampled) == (2, 1, 3)
+    assert (finding.count, report.exit_code, report.domains[0].decoded) == (2, 1, 3)
 
 
 def test_a_truncated_image_is_found_among_many_without_decoding_it(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_a_truncated_image_is_found_among_many_without_decoding_it(tmp_path, mon
     path.write_bytes(path.read_bytes()[:-6])
     report = check(root)
     finding = next(f for f in report.all_findings if f.kind == "unreadable_image")
-    assert (finding.count, report.domains[0].sampled) == (1, 1)
+    assert (finding.count, report.domains[0].decoded) == (1, 1)
     assert finding.examples[0].startswith("phone/5.png: truncated")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView
-from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays
+from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays, header_size
 from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
@@ -35,7 +36,12 @@ class RawCell:
 
 @dataclass
 class RawField:
-    """One image with its rows; ``shown`` is its path below the folder of the domain."""
+    """One image with its rows.
+
+    Attributes:
+        shown: its path below the folder of the domain.
+        unread: its label file cannot be read, so it counts as unlabelled.
+    """
 
     image: Path
     shown: str
@@ -45,6 +51,7 @@ class RawField:
     patient: str = ""
     split: str = ""
     region: tuple[float, float, float, float] | None = None
+    unread: bool = False
 
 
 class Fields:
@@ -62,6 +69,7 @@ class Fields:
         self._space = space
         self._log = log
         self._names: set[tuple[str, str]] = set()
+        self._unread = False
 
     def add(
         self,
@@ -75,6 +83,7 @@ class Fields:
             self._log.add("field_name_repeated", item.shown)
             name = item.shown
         self._names.add((item.patient, name))
+        self._unread |= item.unread
         boxes, labels, attributes = arrays(rows, *item.size, self._space, self._log)
         self.found.append(
             FieldOfView(
@@ -87,7 +96,7 @@ class Fields:
                 boxes=boxes,
                 labels=labels,
                 attributes=attributes,
-                labelled_classes=labelled_classes,
+                labelled_classes=() if item.unread else labelled_classes,
                 annotated_region=item.region,
                 released_split=item.split,
             )
@@ -97,7 +106,7 @@ class Fields:
         """Return the index of the domain; ``place`` says where its labels are."""
         if not self.found:
             self._log.add("empty_domain", str(place))
-        elif not any(f.labelled_classes or len(f.boxes) for f in self.found):
+        elif not any(f.labelled_classes or len(f.boxes) for f in self.found) and not self._unread:
             self._log.add("no_labels", f"{place}: no box of a class of {self._space.name!r}")
         return FieldIndex(self._domain, tuple(self.found), self._log.findings())
 
@@ -151,16 +160,29 @@ def assemble(
     return fields.index(folder)
 
 
-def note_unreadable(problems: Sequence[str], fields: Sized, log: FindingLog) -> None:
-    """Count label files that cannot be read; what they label is left out.
+def bare_fields(images: Iterable[Path], folder: Path, log: FindingLog) -> Iterator[RawField]:
+    """Yield images as fields without rows; one without a size is reported."""
+    for image in images:
+        shown, size = image.relative_to(folder).as_posix(), header_size(image)
+        if size is None:
+            log.add("unreadable_image", shown)
+        else:
+            yield RawField(image, shown, size)
 
-    Raises:
-        DataError: no field was read, so this is all that can be said of the domain.
-    """
-    problems = list(dict.fromkeys(problems))
-    if problems and not fields:
-        raise DataError(problems)
-    for problem in problems:
+
+@contextmanager
+def unread_noted(item: RawField, log: FindingLog) -> Iterator[None]:
+    """Note that the label file which is read inside cannot be read; go on with the next one."""
+    try:
+        yield
+    except DataError as e:
+        item.unread = True
+        note_unreadable(e, log)
+
+
+def note_unreadable(error: DataError, log: FindingLog) -> None:
+    """Count a label file that cannot be read."""
+    for problem in error.problems:
         log.add("unreadable_label_file", problem)
 
 
