@@ -138,6 +138,7 @@ def test_an_archive_in_the_place_of_a_label_file_is_called_so(layouts, name):
     ("old", "new", "said", "kept"),
     [
         ('"image_id": 2', '"bbox": [1, 1, 2, 2], "image_id": 2', "annotation 2: the key 'bbox'", 2),
+        ('"image_id": 2', '"id": 3, "image_id": 2', "annotation at position 1: the key 'id'", 2),
         ('"id": 14', '"id": 1, "id": 14', "category at position 1: the key 'id'", 3),
         ('"file_name": "2', '"file_name": "3", "file_name": "2', "image 2: the key 'file_name'", 2),
     ],

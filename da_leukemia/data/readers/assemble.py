@@ -15,6 +15,9 @@ from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.errors import DataError, counted
 from da_leukemia.labels import UNKNOWN, LabelSpace
 
+_WHY_NO_LABELS = ("no_labels", "zipped_labels", "unreadable_label_file")
+"""Findings that say already why a domain has no labels."""
+
 
 @dataclass(frozen=True)
 class RawCell:
@@ -69,7 +72,6 @@ class Fields:
         self._space = space
         self._log = log
         self._names: set[tuple[str, str]] = set()
-        self._unread = False
 
     def add(
         self,
@@ -83,7 +85,6 @@ class Fields:
             self._log.add("field_name_repeated", item.shown)
             name = item.shown
         self._names.add((item.patient, name))
-        self._unread |= item.unread
         boxes, labels, attributes = arrays(rows, *item.size, self._space, self._log)
         self.found.append(
             FieldOfView(
@@ -102,11 +103,14 @@ class Fields:
             )
         )
 
-    def index(self, place: Path) -> FieldIndex:
+    def index(self, place: Path | str) -> FieldIndex:
         """Return the index of the domain; ``place`` says where its labels are."""
         if not self.found:
             self._log.add("empty_domain", str(place))
-        elif not any(f.labelled_classes or len(f.boxes) for f in self.found) and not self._unread:
+        elif not (
+            any(f.labelled_classes or len(f.boxes) for f in self.found)
+            or any(kind in self._log for kind in _WHY_NO_LABELS)
+        ):
             self._log.add("no_labels", f"{place}: no box of a class of {self._space.name!r}")
         return FieldIndex(self._domain, tuple(self.found), self._log.findings())
 
@@ -147,7 +151,7 @@ def assemble(
     for item in raw:
         match = pattern.search(item.image.name) if pattern is not None else None
         item.patient = (match["patient"] if match else "") or item.patient
-        if not item.patient:
+        if not item.patient and not item.unread:  # what cannot be read may tell it
             log.add(without_patient, item.shown)
         fields.add(item, _rows(item, names), classes if labelled else ())
     if raw and not labelled:
@@ -156,7 +160,6 @@ def assemble(
             f"{folder}: {counted(len(raw), 'image')} and no label file such as annotations.json, "
             "labels/*.txt or Annotations/*.xml",
         )
-        return FieldIndex(source.domain, tuple(fields.found), log.findings())
     return fields.index(folder)
 
 

@@ -185,5 +185,6 @@ def _side(record: dict[str, Any], key: str, where: str, log: FindingLog) -> int 
 
 
 def _shown_id(record: Any, position: int) -> str:
-    found = identity(record.get("id")) if isinstance(record, dict) else None
+    doubtful = isinstance(record, Ambiguous) and "id" in record.repeated
+    found = identity(record.get("id")) if isinstance(record, dict) and not doubtful else None
     return str(found)[:40] if found is not None else f"at position {position}"

@@ -227,6 +227,10 @@ class FindingLog:
             # A label file can carry half a surrogate pair, which no terminal can print.
             examples.append(example.encode("utf-8", "backslashreplace").decode())
 
+    def __contains__(self, kind: str) -> bool:
+        """Tell whether any of a kind was noted."""
+        return kind in self._counts
+
     def merge(self, finding: Finding) -> None:
         """Add what another log has counted."""
         self.add(finding.kind, "", finding.count)

@@ -129,10 +129,8 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
                 unread=rows is None,
             )
             fields.add(item, rows or (), labelled if labels is not None else ())
-    if not fields.found:
-        released = " is released empty" if source.domain.upper() == "L_10X_C1" else ""
-        log.add("empty_domain", f"{folder}{released}")
-    return FieldIndex(source.domain, tuple(fields.found), log.findings())
+    released = " is released empty" if source.domain.upper() == "L_10X_C1" else ""
+    return fields.index(folder if fields.found else f"{folder}{released}")
 
 
 def _resolve(
