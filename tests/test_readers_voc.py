@@ -213,6 +213,13 @@ def test_a_fault_is_counted_and_leaves_the_other_files_alone(tmp_path, old, new,
     assert "image_not_in_labels" not in kinds(index)
 
 
+def test_the_image_of_a_broken_file_is_unlabelled(tmp_path):
+    path = put(tmp_path)
+    put(tmp_path, "b")
+    path.write_text(path.read_text()[:-5])
+    assert [f.labelled_classes for f in read(tmp_path)] == [(), (0,)]
+
+
 def test_the_labels_can_be_named_or_are_asked_for(tmp_path):
     put(tmp_path, labels="boxes/second")
     assert len(read(tmp_path, labels="boxes/second")) == 1
