@@ -202,6 +202,13 @@ def _make_parser() -> _Parser:
     check.add_argument("path", type=Path, help="folder of the data set")
     check.add_argument("--format", default="auto", metavar="NAME", help="auto, or a known format")
     check.add_argument("--label-space", metavar="NAME", help="label space to read into")
+    check.add_argument(
+        "--decode",
+        default="sample",
+        metavar="WHICH",
+        help="images to decode, to find damage in the middle of a file: sample (up to 50 of each "
+        "device, the default) or all",
+    )
     check.add_argument("--json", action="store_true", help="for programs")
     check.set_defaults(command=_check, parser=check)
     return parser
@@ -448,8 +455,10 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from da_leukemia.data.check import check, render
+    from da_leukemia.data.check import DECODE, check, render
     from da_leukemia.labels import LABEL_SPACES, get_label_space
+    from da_leukemia.sweep.conduct import bar
+    from da_leukemia.sweep.local import cpus
 
     space = {}
     if arguments.label_space is not None:
@@ -457,7 +466,19 @@ def _check(arguments: argparse.Namespace) -> int:
             hint = did_you_mean(arguments.label_space, LABEL_SPACES)
             raise UserError(f"--label-space: unknown {arguments.label_space!r}{hint}")
         space["space"] = get_label_space(arguments.label_space)
-    report = check(arguments.path, arguments.format, **space)
+    if arguments.decode not in DECODE:
+        raise UserError(
+            f"--decode: unknown {arguments.decode!r}{did_you_mean(arguments.decode, DECODE)}"
+        )
+    with bar("decoding") as progress:
+        report = check(
+            arguments.path,
+            arguments.format,
+            **space,
+            decode=arguments.decode,
+            workers=cpus(),
+            progress=progress,
+        )
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else render(report))
     return report.exit_code
 

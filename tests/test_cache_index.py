@@ -147,7 +147,7 @@ def test_nothing_is_kept_where_caches_are_off(device, tmp_path, reads):
 
 
 def test_errors_are_raised_every_time(device, tmp_path):
-    (device.root / "annotations.json").write_text("{")
+    (device.root / "annotations.json").unlink()
     for _ in range(2):
         with pytest.raises(DataError, match=r"annotations\.json"):
             read_cached(device, "coco", WBC, tmp_path / "cache")

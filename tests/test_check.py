@@ -15,7 +15,7 @@ from PIL import Image
 from da_leukemia.data.check import check, laplacian_variance, render
 from da_leukemia.data.readers import READERS
 from da_leukemia.data.readers.findings import KINDS, FindingLog
-from da_leukemia.errors import DataError
+from da_leukemia.errors import ConfigError, DataError
 from da_leukemia.labels import WBC
 
 
@@ -67,7 +67,7 @@ def test_every_subfolder_is_a_domain_and_one_unreadable_file_does_not_hide_the_r
     label_file = tmp_path / "a/annotations.json"
     label_file.write_text(label_file.read_text()[:200])
     report = check(tmp_path, "coco", WBC)
-    assert [d.images for d in report.domains] == [0, 3]
+    assert [(d.images, sum(d.boxes.values())) for d in report.domains] == [(3, 0), (3, 3)]
     assert errors(report) == {"unreadable_label_file"}
     assert report.exit_code == 1
     assert str(label_file) in render(report)
@@ -83,7 +83,7 @@ def test_truncated_and_foreign_images_are_found(tmp_path):
     (root / "images/2.png").write_text("no image")
     report = check(root)
     finding = next(f for f in report.all_findings if f.kind == "unreadable_image")
-    assert (finding.count, report.exit_code, report.domains[0].sampled) == (2, 1, 3)
+    assert (finding.count, report.exit_code, report.domains[0].decoded) == (2, 1, 3)
 
 
 def test_a_truncated_image_is_found_among_many_without_decoding_it(tmp_path, monkeypatch):
@@ -93,8 +93,60 @@ def test_a_truncated_image_is_found_among_many_without_decoding_it(tmp_path, mon
     path.write_bytes(path.read_bytes()[:-6])
     report = check(root)
     finding = next(f for f in report.all_findings if f.kind == "unreadable_image")
-    assert (finding.count, report.domains[0].sampled) == (1, 1)
+    assert (finding.count, report.domains[0].decoded) == (1, 1)
     assert finding.examples[0].startswith("phone/5.png: truncated")
+
+
+@pytest.mark.parametrize("fault", ["{", "names", "several"])
+def test_a_fault_of_the_labels_hides_no_fault_of_the_images(tmp_path, fault):
+    if fault == "names":
+        put_yolo(tmp_path / "phone", names="")
+    else:
+        put_coco(tmp_path / "phone")
+    if fault == "{":
+        (tmp_path / "phone/annotations.json").write_text("{")
+    if fault == "several":
+        text = (tmp_path / "phone/annotations.json").read_text()
+        (tmp_path / "phone/annotations.json").unlink()
+        for name in ("train.json", "val.json"):
+            (tmp_path / "phone" / name).write_text(text)
+    image = tmp_path / "phone/images/1.png"
+    image.write_bytes(image.read_bytes()[:-6])
+    report = check(tmp_path)
+    assert errors(report) == {"unreadable_image", "unreadable_label_file"}
+    (domain,) = report.domains
+    assert domain.image_sizes == {"64 x 48": domain.images - 1}
+    assert (domain.decoded, len(domain.sharpness)) == (domain.images - 1, 5)
+    assert "no_labels" not in {f.kind for f in report.all_findings}
+
+
+def test_damage_inside_a_file_is_found_where_all_are_decoded(tmp_path, monkeypatch):
+    root = put_coco(tmp_path / "phone", patients=[str(n) for n in range(9)])
+    put_images(tmp_path / "bare", 4)
+    monkeypatch.setattr("da_leukemia.data.check.SAMPLE", 2)
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    path = root / "images/5.png"
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    seen: list[tuple[int, int]] = []
+    few = check(tmp_path, progress=lambda *told: seen.append(told))
+    assert (few.exit_code, [d.decoded for d in few.domains]) == (0, [2, 2])
+    assert seen == [(n, 4) for n in range(1, 5)]
+    assert "--decode all" in render(few)
+    seen.clear()
+    report = check(tmp_path, decode="all", workers=3, progress=lambda *told: seen.append(told))
+    (finding,) = [f for f in report.all_findings if f.severity == "error"]
+    assert (finding.kind, finding.count) == ("unreadable_image", 1)
+    assert finding.examples[0].startswith("phone/5.png: ")
+    assert [d.decoded for d in report.domains] == [4, 8]
+    assert seen == [(n, 13) for n in range(1, 14)]
+    assert "8 of 9 images" in render(report)
+    assert "--decode all" not in render(report)
+    assert check(tmp_path, decode="all").to_dict() == report.to_dict()
+    with pytest.raises(ConfigError, match="did you mean 'all'"):
+        check(tmp_path, decode="al")
 
 
 def test_a_size_that_contradicts_the_image_is_an_error(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from da_leukemia.config import Data, Detector, Domain, Experiment
+from da_leukemia.data.experiment import read_experiment_data
 from da_leukemia.data.preflight import preflight
 from da_leukemia.errors import ConfigError, DataError
 
@@ -85,6 +86,26 @@ def test_a_device_without_a_label_file_is_named(tmp_path):
     (tmp_path / "lab" / "annotations.json").unlink()
     with pytest.raises(DataError, match="lab"):
         preflight(experiment(tmp_path, "lab"))
+
+
+def test_a_device_whose_labels_cannot_be_read_is_refused(tmp_path):
+    put(tmp_path, "lab")
+    put(tmp_path, "phone")
+    label_file = tmp_path / "phone" / "annotations.json"
+    whole = label_file.read_text()
+    label_file.write_text(whole[:-30])
+    for target_only in (False, True):
+        settings = experiment(tmp_path, "lab", "phone", sources=["lab"])
+        settings.data.domains["phone"].labels = "none" if target_only else "all"
+        with pytest.raises(DataError, match=r"phone: .*annotations\.json: line \d+, .*too early"):
+            preflight(settings)
+        with pytest.raises(DataError, match=r"phone: .*annotations\.json: line \d+, .*too early"):
+            read_experiment_data(settings.data)
+    content = json.loads(whole)
+    content["annotations"][0]["bbox"] = [0.1, 0.2, 0.3, 0.4]
+    label_file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"phone: .*another unit.* \(1\): .*annotation"):
+        preflight(experiment(tmp_path, "lab", "phone"))
 
 
 @pytest.mark.parametrize("beside", [True, False])

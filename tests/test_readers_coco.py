@@ -183,12 +183,6 @@ def test_an_unknown_category_that_no_box_uses_does_no_harm(tmp_path):
     assert read(tmp_path).findings == ()
 
 
-def test_boxes_between_0_and_1_are_refused(tmp_path):
-    put(tmp_path, [image()], [box(place=(0.1, 0.1, 0.2, 0.2))])
-    with pytest.raises(DataError, match="in pixels"):
-        read(tmp_path)
-
-
 def test_the_patient_can_come_from_the_file_name(tmp_path):
     put(tmp_path, [{**image(), "file_name": "images/K07_3.png"}], [box()])
     assert kinds(read(tmp_path)) == {"no_patient": 1}

@@ -237,6 +237,16 @@ def test_without_names_ids_are_used_and_that_is_said(tmp_path):
     assert kinds(index)["unknown_class_id"] == 1
 
 
+@pytest.mark.parametrize("damaged", [None, 3, [{"name": "basophil"}], [{"id": 1, "name": 5}]])
+def test_ids_are_not_trusted_where_the_names_were_lost(tmp_path, damaged):
+    put_image(tmp_path, "4_1_1000_ALL.png")
+    put_json(tmp_path, [image(1, "4_1_1000_ALL.png")], [cell(), cell()], categories=damaged)
+    index = read(tmp_path)
+    assert len(only(index).boxes) == 0
+    assert kinds(index)["unknown_class_id"] == 2
+    assert "class_by_id" not in kinds(index)
+
+
 def test_an_id_missing_among_named_categories_is_not_guessed(tmp_path):
     put_image(tmp_path, "4_1_1000_ALL.png")
     put_json(
@@ -270,7 +280,10 @@ def test_a_broken_label_file_of_one_split_does_not_hide_the_other(tmp_path):
     put_json(tmp_path, [image(1, "5_1_1000_ALL.png")], [cell(category=77)], "test")
     path.write_text("{")
     index = read(tmp_path)
-    assert [f.released_split for f in index] == ["test"]
+    assert [(f.released_split, bool(f.labelled_classes)) for f in index] == [
+        ("train", False),
+        ("test", True),
+    ]
     assert kinds(index) == {"unreadable_label_file": 1, "unknown_class_id": 1}
     assert str(path) in index.findings[0].examples[0]
 
@@ -282,7 +295,10 @@ def test_a_text_file_that_is_none_costs_its_image_only(tmp_path):
     broken = next(tmp_path.rglob("4_1_1000_ALL.txt"))
     broken.write_bytes(b"\xff\xfe")
     index = read(tmp_path)
-    assert [f.patient for f in index] == ["5"]
+    assert [(f.patient, len(f.boxes), bool(f.labelled_classes)) for f in index] == [
+        ("4", 0, False),
+        ("5", 1, True),
+    ]
     assert kinds(index)["unreadable_label_file"] == 1
 
 

@@ -103,19 +103,25 @@ def test_released_parts_are_no_films(tmp_path):
     assert kinds(index) == {"no_patient": 1}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"Cell_0": 1, "Cell_0": 2}', "'Cell_0' comes twice"),
-        ('{"Cell_0": {', "ends too early"),
-    ],
-)
-def test_a_damaged_file_is_refused_with_its_place(tmp_path, text, message):
+def test_a_damaged_file_is_named_with_its_place(tmp_path):
     path = put(tmp_path, [])
-    path.write_text(text)
-    with pytest.raises(DataError, match=message) as e:
-        read(tmp_path)
-    assert str(path) in str(e.value)
+    path.write_text('{"Cell_0": {')
+    index = read(tmp_path)
+    assert [(len(f.boxes), f.labelled_classes) for f in index] == [(0, ())]
+    assert kinds(index) == {"unreadable_label_file": 1}
+    said = index.findings[0].examples[0]
+    assert said.startswith(f"{path}: line 1")
+    assert said.endswith("the file ends too early; copy it again")
+
+
+def test_cells_of_one_name_are_all_counted_as_left_out(tmp_path):
+    path = put(tmp_path, [cell(), cell(), cell()])
+    path.write_text(path.read_text().replace("Cell_1", "Cell_0"))
+    index = read(tmp_path)
+    assert len(index.fields[0].boxes) == 1
+    assert kinds(index) == {"unreadable_record": 2}
+    path.write_text(path.read_text().replace('"x1"', '"y2": 3, "x1"'))
+    assert kinds(read(tmp_path))["unreadable_record"] == 3
 
 
 def test_faults_of_cells_and_files_are_counted_together(tmp_path):
@@ -126,7 +132,7 @@ def test_faults_of_cells_and_files_are_counted_together(tmp_path):
     put(tmp_path, odd)
     put(tmp_path, [], "zeiss/film_7/b.png").write_text('{"Cell_0": {')
     index = read(tmp_path)
-    assert index.fields[0].labels.tolist() == [-1, 0]
+    assert [f.labels.tolist() for f in index] == [[-1, 0], []]
     errors = {f.kind: f for f in index.findings if f.severity == "error"}
     assert {k: f.count for k, f in errors.items()} == {
         "unreadable_label_file": 1,

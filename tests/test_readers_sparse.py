@@ -87,6 +87,14 @@ def test_an_order_that_cannot_be_found_is_asked_for(tmp_path):
         read(tmp_path)
 
 
+def test_boxes_in_pixels_are_counted_and_tell_no_order(tmp_path):
+    put(tmp_path, "1_1_1_400_ALL", row(centre=(32, 24), size=(8, 9)), row(centre=(40, 24)))
+    index = read(tmp_path)
+    assert [(f.annotated_region, len(f.boxes)) for f in index] == [((16, 12, 60, 40), 0)]
+    assert kinds(index)["box_units"] == 2
+    assert "patch_order" not in kinds(index)
+
+
 def test_patch_columns_of_test_images_mean_nothing(tmp_path):
     put(tmp_path, "1_1_1_400_ALL", row(patch=(9, 9, 1, 1)), row(patch=(0, 0, 0, 0)), part="test")
     put(tmp_path, "2_1_1_400_ALL", part="test")

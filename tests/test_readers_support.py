@@ -106,18 +106,26 @@ def _number(value: object) -> float:
     return float(value)
 
 
+Pairs = tuple[tuple[str, Any], ...]
+
+
 def _load(content: bytes) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({k for k, _ in pairs}) < len(pairs):
-            raise ValueError("a key comes twice")
-        return dict(pairs)
+    """Return JSON with objects that have a key twice as a tuple of their pairs."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Pairs:
+        return dict(pairs) if len({k for k, _ in pairs}) == len(pairs) else tuple(pairs)
 
     return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
 
 
 def _coco_rows(content: bytes) -> list[tuple[Box, str] | None]:
     data = _load(content)
-    categories = [c for c in data.get("categories") or () if isinstance(c.get("name"), str)]
+    if isinstance(data, tuple):
+        keys = [k for k, _ in data]
+        assert all(keys.count(k) == 1 for k in ("images", "annotations", "categories"))
+        data = dict(data)
+    listed = [c for c in data.get("categories") or () if not isinstance(c, tuple)]
+    categories = [c for c in listed if isinstance(c.get("name"), str)]
     names = {c["id"]: c["name"] for c in categories if "id" in c}
     found: list[tuple[Box, str] | None] = []
     for row in data["annotations"]:
@@ -131,8 +139,14 @@ def _coco_rows(content: bytes) -> list[tuple[Box, str] | None]:
 
 def _raabin_rows(content: bytes) -> list[tuple[Box, str] | None]:
     found: list[tuple[Box, str] | None] = []
-    for key, cell in _load(content).items():
-        if not isinstance(cell, dict | list) and not key.startswith("Cell_"):
+    data = _load(content)
+    pairs = list(data if isinstance(data, tuple) else data.items())
+    keys = [k for k, _ in pairs]
+    for key, cell in pairs:
+        if keys.count(key) > 1:
+            found.append(None)
+            continue
+        if not isinstance(cell, dict | list | tuple) and not key.startswith("Cell_"):
             continue
         try:
             x1, x2, y1, y2 = (_number(cell[k]) for k in ("x1", "x2", "y1", "y2"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -180,11 +181,13 @@ def test_an_object_that_cannot_be_used_is_counted(tmp_path, broken):
         ("<annotation>", "<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>", "entities"),
     ],
 )
-def test_a_damaged_file_is_refused_with_its_place(tmp_path, old, new, message):
+def test_a_damaged_file_is_named_with_its_place(tmp_path, old, new, message):
     path = put(tmp_path)
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(DataError, match=message):
-        read(tmp_path, WBC5)
+    index = read(tmp_path, WBC5)
+    assert [(len(f.boxes), f.labelled_classes) for f in index] == [(0, ())]
+    assert re.search(message, index.findings[0].examples[0])
+    assert {k for k in kinds(index) if k != "no_patient"} == {"unreadable_label_file"}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,13 @@ def test_a_fault_is_counted_and_leaves_the_other_files_alone(tmp_path, old, new,
     assert finding.examples[0].startswith(file + said)
     assert len(index.fields[-1].boxes) == 1
     assert "image_not_in_labels" not in kinds(index)
+
+
+def test_the_image_of_a_broken_file_is_unlabelled(tmp_path):
+    path = put(tmp_path)
+    put(tmp_path, "b")
+    path.write_text(path.read_text()[:-5])
+    assert [f.labelled_classes for f in read(tmp_path)] == [(), (0,)]
 
 
 def test_the_labels_can_be_named_or_are_asked_for(tmp_path):

@@ -1,14 +1,16 @@
 """Look at a data set before training on it: what is there, and what is wrong with it.
 
-`check` looks at every image file and decodes a sample; it trains nothing and needs no GPU.
+`check` looks at every image file and decodes a sample, or all; it trains nothing and needs no GPU.
 `render` prints the report for a terminal, ``CheckReport.to_dict`` is its JSON form.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,27 @@ import numpy as np
 from PIL import Image
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
-from da_leukemia.data.integrity import whole
+from da_leukemia.data.integrity import Outside, whole
 from da_leukemia.data.readers import (
     READERS,
     DomainSource,
     find_domains,
+    images,
     leukemiaattri,
     list_domains,
     read_domain,
 )
+from da_leukemia.data.readers.assemble import note_unreadable
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.splits import leaks
-from da_leukemia.errors import DataError, counted
+from da_leukemia.errors import ConfigError, DataError, counted, did_you_mean
 from da_leukemia.labels import LEUKEMIAATTRI, LabelSpace
 
 SAMPLE = 50
-"""Images per domain that are decoded for colour and sharpness."""
+"""Images per domain that are decoded where not all are."""
+
+DECODE = ("sample", "all")
+"""Which images are decoded, for colour, sharpness and damage in the middle of a file."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,9 @@ class DomainReport:
         box_width: least, quartiles and largest width in pixels; empty without boxes.
         box_height: the same for the height.
         image_sizes: images per "width x height".
-        mean_colour: mean red, green and blue (0..255) over the sample; empty without images.
-        sharpness: quartiles of the Laplacian variance of grey images over the sample.
-        sampled: how many images were decoded.
+        mean_colour: mean red, green and blue (0..255) over the decoded images; empty without.
+        sharpness: quartiles of the Laplacian variance of grey images over the decoded images.
+        decoded: how many images were decoded whole.
         findings: everything that is wrong.
     """
 
@@ -74,18 +81,22 @@ class DomainReport:
     image_sizes: dict[str, int]
     mean_colour: tuple[float, ...]
     sharpness: tuple[float, ...]
-    sampled: int
+    decoded: int
     findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a data set holds, by domain, and what concerns several domains."""
+    """What a data set holds, by domain, and what concerns several domains.
+
+    ``decode`` is the entry of `DECODE` that it was made with.
+    """
 
     root: str
     label_space: str
     domains: tuple[DomainReport, ...]
     findings: tuple[Finding, ...]
+    decode: str = "sample"
 
     @property
     def all_findings(self) -> tuple[Finding, ...]:
@@ -102,21 +113,34 @@ class CheckReport:
         return {**asdict(self), "exit_code": self.exit_code}
 
 
-def check(root: Path, fmt: str = "auto", space: LabelSpace = LEUKEMIAATTRI) -> CheckReport:
+def check(
+    root: Path,
+    fmt: str = "auto",
+    space: LabelSpace = LEUKEMIAATTRI,
+    *,
+    decode: str = "sample",
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
     """Read every domain below ``root`` and report on it.
 
     Args:
         root: folder of the data set.
         fmt: a name in `READERS`, or "auto" to find out for each domain.
         space: label space to read into; the default tells most cell types apart.
+        decode: "sample" for up to `SAMPLE` images of each domain, "all" for every image.
+        workers: images decoded side by side; the report does not depend on it.
+        progress: called with images decoded and to decode, over all domains.
 
     Returns:
         The report. A domain that cannot be read is a finding, not an exception.
 
     Raises:
         DataError: there is no such folder, or no domain in it.
-        ConfigError: unknown format.
+        ConfigError: unknown format or ``decode``.
     """
+    if decode not in DECODE:
+        raise ConfigError(f"decode: unknown {decode!r}{did_you_mean(decode, DECODE)}")
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
@@ -127,29 +151,57 @@ def check(root: Path, fmt: str = "auto", space: LabelSpace = LEUKEMIAATTRI) -> C
             f"{root}: no domain found (formats: {known}). Expected folders like H_100X_C2, or "
             "folders with an annotations.json, VOC xml files, YOLO labels, or images alone"
         )
-    indexes, reports = [], []
-    for domain, found in domains.items():
-        try:
-            index = read_domain(DomainSource(domain, root), found, space)
-        except DataError as e:
-            log = FindingLog()
-            for problem in e.problems:
-                log.add("unreadable_label_file", problem)
-            index = FieldIndex(domain, (), log.findings())
-        indexes.append(index)
-        reports.append(_report(index, space, found))
-    return CheckReport(str(root), space.name, tuple(reports), tuple(leaks(indexes)))
+    opened = [_open(domain, root, found, space, decode) for domain, found in domains.items()]
+    total = sum(len(o.chosen) for o in opened)
+    done = itertools.count(1)
+    step = (lambda: progress(next(done), total)) if progress is not None else lambda: None
+    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the interpreter's lock
+        reports = [_report(o, space, pool, step) for o in opened]
+    found = leaks([o.index for o in opened])
+    return CheckReport(str(root), space.name, tuple(reports), tuple(found), decode)
 
 
-def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
+@dataclass(frozen=True)
+class _Opened:
+    """A domain whose labels are read and whose image files were looked at.
+
+    ``looked`` are the fields whose file seems whole, ``chosen`` those of them to be decoded.
+    """
+
+    index: FieldIndex
+    format: str
+    log: FindingLog
+    looked: list[tuple[FieldOfView, Outside]]
+    chosen: list[FieldOfView]
+
+
+def _open(domain: str, root: Path, fmt: str, space: LabelSpace, decode: str) -> _Opened:
     log = FindingLog()
-    for finding in index.findings:
+    source = DomainSource(domain, root)
+    try:
+        index = read_domain(source, fmt, space)
+        known = index.findings
+    except DataError as e:
+        note_unreadable(e, log)
+        index = images.read(source, space)  # what is wrong with the images is not hidden
+        known = tuple(f for f in index.findings if f.kind == "unreadable_image")
+    for finding in known:
         log.merge(finding)
     looked = whole(index.fields, log)
-    opened = [f for f, _ in looked]
-    sizes = Counter(outside.size for _, outside in looked)
-    colour, sharpness, sampled = _appearance(opened, log)
-    _twins(opened, log)
+    fields = [f for f, _ in looked]
+    if decode == "sample":
+        spread = np.linspace(0, len(fields) - 1, min(SAMPLE, len(fields)))
+        fields = [fields[i] for i in sorted({int(i) for i in spread})]
+    return _Opened(index, fmt, log, looked, fields)
+
+
+def _report(
+    opened: _Opened, space: LabelSpace, pool: ThreadPoolExecutor, step: Callable[[], None]
+) -> DomainReport:
+    index, fmt, log = opened.index, opened.format, opened.log
+    sizes = Counter(outside.size for _, outside in opened.looked)
+    colour, sharpness, decoded = _appearance(opened.chosen, log, pool, step)
+    _twins([f for f, _ in opened.looked], log)
     labels = np.concatenate([np.zeros(0, np.int64), *(f.labels for f in index.fields)])
     codes = np.concatenate(
         [np.zeros((0, len(space.attributes)), np.int64), *(f.attributes for f in index.fields)]
@@ -183,31 +235,41 @@ def _report(index: FieldIndex, space: LabelSpace, fmt: str) -> DomainReport:
         image_sizes={f"{w} x {h}": n for (w, h), n in sizes.most_common()},
         mean_colour=colour,
         sharpness=sharpness,
-        sampled=sampled,
+        decoded=decoded,
         findings=log.findings(),
     )
 
 
 def _appearance(
-    fields: Sequence[FieldOfView], log: FindingLog
+    fields: Sequence[FieldOfView],
+    log: FindingLog,
+    pool: ThreadPoolExecutor,
+    step: Callable[[], None],
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
-    """Decode an even sample; return mean colour, quartiles of sharpness, and how many decoded."""
-    chosen = sorted({int(i) for i in np.linspace(0, len(fields) - 1, min(SAMPLE, len(fields)))})
+    """Decode images; return mean colour, quartiles of sharpness, and how many were decoded."""
     colours, sharp = [], []
-    for f in (fields[i] for i in chosen):
-        try:
-            with Image.open(f.image) as image:
-                pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-        except Exception as e:  # Pillow's plugins raise far more than OSError on damaged files
-            log.add("unreadable_image", f"{f.domain}/{f.image.name}: {str(e)[:100]}")
+    for f, found in zip(fields, pool.map(_decode, [f.image for f in fields]), strict=True):
+        step()
+        if isinstance(found, str):
+            log.add("unreadable_image", f"{f.domain}/{f.image.name}: {found}")
             continue
-        colours.append(pixels.mean(axis=(0, 1)))
-        grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        if min(grey.shape) >= 3:
-            sharp.append(laplacian_variance(grey))
+        colours.append(found[0])
+        sharp += [found[1]] if found[1] is not None else []
     colour = np.mean(colours, axis=0) if colours else np.zeros(0)
     rounded = tuple(round(float(v), 1) for v in colour)
     return rounded, _quartiles(np.array(sharp, dtype=np.float32)), len(colours)
+
+
+def _decode(path: Path) -> tuple[FloatArray, float | None] | str:
+    """Return mean colour and sharpness (None of less than 3 pixels), or why it is damaged."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    except Exception as e:  # Pillow's plugins raise far more than OSError on damaged files
+        return str(e)[:100] or type(e).__name__
+    grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    colour: FloatArray = pixels.mean(axis=(0, 1))
+    return colour, laplacian_variance(grey) if min(grey.shape) >= 3 else None
 
 
 def laplacian_variance(grey: FloatArray) -> float:
@@ -244,6 +306,8 @@ def render(report: CheckReport) -> str:
         lines += ["", *_render_domain(d)]
     if report.findings:
         lines += ["", "between domains", *_render_findings(report.findings)]
+    if report.decode != "all" and any(d.decoded < d.images for d in report.domains):
+        lines += ["", "Damage in the middle of a file shows where it is decoded: --decode all"]
     errors = sum(f.severity == "error" for f in report.all_findings)
     warnings = len(report.all_findings) - errors
     verdict = "not ready: put the errors right first" if errors else "ready"
@@ -266,7 +330,8 @@ def _render_domain(d: DomainReport) -> list[str]:
         ("box height", _spread(d.box_height, "px")),
         ("image sizes", _counts(dict(list(d.image_sizes.items())[:5]))),
         ("mean colour", "R {} G {} B {}".format(*d.mean_colour) if d.mean_colour else ""),
-        ("sharpness", _spread(d.sharpness, f"(Laplacian variance, {counted(d.sampled, 'image')})")),
+        ("sharpness", _spread(d.sharpness, "(Laplacian variance)")),
+        ("decoded", f"{d.decoded} of {counted(d.images, 'image')}"),
     ]
     found = f"{counted(d.images, 'image')}, {counted(d.fields, 'field')}, {patients}"
     head = f"{d.domain}: {found} (format {d.format})"

@@ -40,7 +40,7 @@ def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
 
     Raises:
         ConfigError: settings of the data that cannot be.
-        DataError: a device that cannot be read, or no image on any device.
+        DataError: a device or a label file that cannot be read, or no image on any device.
     """
     space = get_label_space(data.label_space)
     caches = cache_folder(data.cache_dir)
@@ -48,6 +48,14 @@ def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
         name: read_cached(domain_source(data, name), domain.format, space, caches)
         for name, domain in data.domains.items()
     }
+    unread = [
+        f"{name}: {f.message} ({f.count}): {'; '.join(f.examples)}"
+        for name, index in indexes.items()
+        for f in index.findings
+        if f.kind == "unreadable_label_file"
+    ]
+    if unread:
+        raise DataError(unread)
     if not any(len(index) for index in indexes.values()):
         raise DataError([no_images(name) for name in indexes])
     values = list(indexes.values())

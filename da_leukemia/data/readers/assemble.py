@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView
-from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays
+from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays, header_size
 from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.errors import DataError, counted
 from da_leukemia.labels import UNKNOWN, LabelSpace
+
+_WHY_NO_LABELS = ("no_labels", "zipped_labels", "unreadable_label_file")
+"""Findings that say already why a domain has no labels."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,12 @@ class RawCell:
 
 @dataclass
 class RawField:
-    """One image with its rows; ``shown`` is its path below the folder of the domain."""
+    """One image with its rows.
+
+    Attributes:
+        shown: its path below the folder of the domain.
+        unread: its label file cannot be read, so it counts as unlabelled.
+    """
 
     image: Path
     shown: str
@@ -45,6 +54,7 @@ class RawField:
     patient: str = ""
     split: str = ""
     region: tuple[float, float, float, float] | None = None
+    unread: bool = False
 
 
 class Fields:
@@ -87,17 +97,20 @@ class Fields:
                 boxes=boxes,
                 labels=labels,
                 attributes=attributes,
-                labelled_classes=labelled_classes,
+                labelled_classes=() if item.unread else labelled_classes,
                 annotated_region=item.region,
                 released_split=item.split,
             )
         )
 
-    def index(self, place: Path) -> FieldIndex:
+    def index(self, place: Path | str) -> FieldIndex:
         """Return the index of the domain; ``place`` says where its labels are."""
         if not self.found:
             self._log.add("empty_domain", str(place))
-        elif not any(f.labelled_classes or len(f.boxes) for f in self.found):
+        elif not (
+            any(f.labelled_classes or len(f.boxes) for f in self.found)
+            or any(kind in self._log for kind in _WHY_NO_LABELS)
+        ):
             self._log.add("no_labels", f"{place}: no box of a class of {self._space.name!r}")
         return FieldIndex(self._domain, tuple(self.found), self._log.findings())
 
@@ -138,7 +151,7 @@ def assemble(
     for item in raw:
         match = pattern.search(item.image.name) if pattern is not None else None
         item.patient = (match["patient"] if match else "") or item.patient
-        if not item.patient:
+        if not item.patient and not item.unread:  # what cannot be read may tell it
             log.add(without_patient, item.shown)
         fields.add(item, _rows(item, names), classes if labelled else ())
     if raw and not labelled:
@@ -147,20 +160,32 @@ def assemble(
             f"{folder}: {counted(len(raw), 'image')} and no label file such as annotations.json, "
             "labels/*.txt or Annotations/*.xml",
         )
-        return FieldIndex(source.domain, tuple(fields.found), log.findings())
     return fields.index(folder)
 
 
-def note_unreadable(problems: Sequence[str], fields: Sized, log: FindingLog) -> None:
-    """Count label files that cannot be read; what they label is left out.
+def bare_fields(images: Iterable[Path], folder: Path, log: FindingLog) -> Iterator[RawField]:
+    """Yield images as fields without rows; one without a size is reported."""
+    for image in images:
+        shown, size = image.relative_to(folder).as_posix(), header_size(image)
+        if size is None:
+            log.add("unreadable_image", shown)
+        else:
+            yield RawField(image, shown, size)
 
-    Raises:
-        DataError: no field was read, so this is all that can be said of the domain.
-    """
-    problems = list(dict.fromkeys(problems))
-    if problems and not fields:
-        raise DataError(problems)
-    for problem in problems:
+
+@contextmanager
+def unread_noted(item: RawField, log: FindingLog) -> Iterator[None]:
+    """Note that the label file which is read inside cannot be read; go on with the next one."""
+    try:
+        yield
+    except DataError as e:
+        item.unread = True
+        note_unreadable(e, log)
+
+
+def note_unreadable(error: DataError, log: FindingLog) -> None:
+    """Count a label file that cannot be read."""
+    for problem in error.problems:
         log.add("unreadable_label_file", problem)
 
 

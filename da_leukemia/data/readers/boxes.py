@@ -87,6 +87,10 @@ def _inside(
     if x2 <= x1 or y2 <= y1:
         log.add("empty_box", shown)
         return None
+    beyond = max(-x1 / width, -y1 / height, x2 / width - 1, y2 / height - 1)
+    if beyond > 1 or max(x2, y2) <= 1 < min(width, height):
+        log.add("box_units", f"{shown} in {width} x {height}")
+        return None
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if clipped[2] - clipped[0] <= _ROUNDING or clipped[3] - clipped[1] <= _ROUNDING:
         kind = "empty_box" if min(x2 - x1, y2 - y1) <= _ROUNDING else "box_outside"
@@ -95,6 +99,15 @@ def _inside(
     if max(abs(a - b) for a, b in zip(clipped, item.box, strict=True)) > _ROUNDING:
         log.add("box_clipped", f"{shown} in {width} x {height}")
     return clipped
+
+
+def shares_to_box(
+    values: Sequence[float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return ``x1, y1, x2, y2`` in pixels of centre and size given as shares of the image."""
+    width, height = size
+    cx, cy, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
+    return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
 
 
 MISSING = -1

@@ -6,10 +6,17 @@ annotation (key to value name or code), ``patient`` or ``slide`` of an image.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import Fields, RawField
+from da_leukemia.data.readers.assemble import (
+    Fields,
+    RawField,
+    assemble,
+    bare_fields,
+    note_unreadable,
+)
 from da_leukemia.data.readers.boxes import (
     IMAGE_SUFFIXES,
     INVALID,
@@ -22,6 +29,7 @@ from da_leukemia.data.readers.boxes import (
 from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.cocofile import CocoBox, CocoFile, CocoImage, load_coco
 from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.readers.labelfile import Ambiguous
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import subfolders
 from da_leukemia.errors import DataError
@@ -48,17 +56,21 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         space: label space to translate into.
 
     Raises:
-        DataError: no label file or several, or one that cannot be parsed.
+        DataError: no label file, or several.
     """
     log = FindingLog()
     label_file = _label_file(source)
-    content = load_coco(label_file, log)
-    _refuse_normalised(content)
-    reader = _Translation(content, ClassNames(space, log, source.declared_classes(space)))
-    pattern = source.patient_regex()
     folder = label_file.parent
     folder = folder.parent if folder.name == "annotations" else folder
     on_disk = _images_below(folder)
+    try:
+        content = load_coco(label_file, log)
+    except DataError as e:
+        note_unreadable(e, log)
+        raw = [replace(f, unread=True) for f in bare_fields(on_disk.values(), folder, log)]
+        return assemble(source, space, folder, raw, log, classes=())
+    reader = _Translation(content, ClassNames(space, log, source.declared_classes(space)))
+    pattern = source.patient_regex()
     fields = Fields(source.domain, space, log)
     for image in content.images:
         path = _find(image, folder, on_disk)
@@ -146,8 +158,9 @@ class _Translation:
         found = box.record.get("attributes")
         if found is None:
             return tuple(codes)
-        if not isinstance(found, dict):
-            self.log.add("unreadable_record", f"{box.where}: attributes: not an object")
+        if not isinstance(found, dict) or isinstance(found, Ambiguous):
+            fault = found if isinstance(found, dict) else "not an object"
+            self.log.add("unreadable_record", f"{box.where}: attributes: {fault}")
             return tuple(codes)
         for key, value in found.items():
             if key not in self._columns:
@@ -200,15 +213,6 @@ def _is_coco(path: Path) -> bool:
     except OSError:  # said when it is read
         return True
     return b'"images"' in content and b'"annotations"' in content
-
-
-def _refuse_normalised(content: CocoFile) -> None:
-    boxes = [b.box for i in content.images for b in i.boxes]
-    if boxes and max(max(b) for b in boxes) <= 1.0:
-        raise DataError(
-            f"{content.path}: all boxes lie between 0 and 1; COCO boxes are x, y, width, height "
-            "in pixels: multiply them by the image size"
-        )
 
 
 def _images_below(folder: Path) -> dict[str, Path]:

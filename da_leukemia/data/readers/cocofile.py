@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.data.readers.findings import FindingLog
-from da_leukemia.data.readers.labelfile import identity, number, read_json, records
+from da_leukemia.data.readers.labelfile import Ambiguous, identity, number, read_json, records
+from da_leukemia.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,20 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A label file; ``categories`` maps ids to names, "" where a category has no name."""
+    """A label file.
+
+    Attributes:
+        path: of the file.
+        categories: ids to names, "" where a category has no name.
+        images: in the order of the file.
+        nameless: the list of categories is whole, and empty or without a single name: ids are
+            all that the file says of classes. Not so where the list is missing or damaged.
+    """
 
     path: Path
     categories: dict[int | str, str]
     images: list[CocoImage]
+    nameless: bool
 
 
 def load_coco(path: Path, log: FindingLog, *, by_base_name: bool = False) -> CocoFile:
@@ -59,13 +69,21 @@ def load_coco(path: Path, log: FindingLog, *, by_base_name: bool = False) -> Coc
         DataError: the file cannot be parsed.
     """
     data = read_json(path)
+    for key in ("images", "annotations", "categories"):
+        if isinstance(data, Ambiguous) and key in data.repeated:
+            raise DataError(f"{path}: the key {key!r} comes twice; put the two lists together")
     images = records(data, "images", path)
     annotations = records(data, "annotations", path)
+    categories = data.get("categories")
+    names = _categories(categories or [], path, log)
+    nameless = isinstance(categories, list) and len(names) == len(categories)
+    nameless = nameless and not any(c.get("name") for c in categories or ())
     by_id = _images(images, path, log, by_base_name=by_base_name)
     for position, record in enumerate(annotations):
         where = f"{path.name}: annotation {_shown_id(record, position)}"
-        if not isinstance(record, dict):
-            log.add("unreadable_record", f"{where}: not an object")
+        if not isinstance(record, dict) or isinstance(record, Ambiguous):
+            fault = record if isinstance(record, dict) else "not an object"
+            log.add("unreadable_record", f"{where}: {fault}")
             continue
         image_id = identity(record.get("image_id"))
         if image_id not in by_id:
@@ -84,8 +102,7 @@ def load_coco(path: Path, log: FindingLog, *, by_base_name: bool = False) -> Coc
             continue
         image.boxes.append(CocoBox(box, identity(record.get("category_id")), record, where))
     unique = {id(i): i for i in by_id.values() if i is not None}
-    categories = data.get("categories") or []
-    return CocoFile(path, _categories(categories, path, log), list(unique.values()))
+    return CocoFile(path, names, list(unique.values()), nameless)
 
 
 def _images(
@@ -96,6 +113,9 @@ def _images(
     by_name: dict[str, CocoImage] = {}
     for position, record in enumerate(entries):
         where = f"{path.name}: image {_shown_id(record, position)}"
+        if isinstance(record, Ambiguous):
+            log.add("unreadable_record", f"{where}: {record}")
+            continue
         name = _file_name(record)
         image_id = identity(record.get("id")) if name is not None else None
         if name is None or image_id is None:
@@ -125,9 +145,11 @@ def _categories(entries: Any, path: Path, log: FindingLog) -> dict[int | str, st
         return {}
     names: dict[int | str, str] = {}
     for position, record in enumerate(entries):
-        category = identity(record.get("id")) if isinstance(record, dict) else None
+        sound = isinstance(record, dict) and not isinstance(record, Ambiguous)
+        category = identity(record.get("id")) if sound else None
         if category is None:
-            log.add("unreadable_record", f"{path.name}: category at position {position}")
+            fault = f": {record}" if isinstance(record, Ambiguous) else ""
+            log.add("unreadable_record", f"{path.name}: category at position {position}{fault}")
             continue
         name = record.get("name")
         names[category] = name.strip() if isinstance(name, str) else ""
@@ -163,5 +185,6 @@ def _side(record: dict[str, Any], key: str, where: str, log: FindingLog) -> int 
 
 
 def _shown_id(record: Any, position: int) -> str:
-    found = identity(record.get("id")) if isinstance(record, dict) else None
+    doubtful = isinstance(record, Ambiguous) and "id" in record.repeated
+    found = identity(record.get("id")) if isinstance(record, dict) and not doubtful else None
     return str(found)[:40] if found is not None else f"at position {position}"

@@ -21,7 +21,8 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "unreadable_label_file": (
         "error",
-        "a label file cannot be read, so all that it labels is left out; see the example",
+        "a label file cannot be read, so what it labels counts as unlabelled until it is repaired; "
+        "see the example",
     ),
     "unreadable_record": (
         "error",
@@ -58,6 +59,12 @@ KINDS: dict[str, tuple[str, str]] = {
         "error",
         "a box lies wholly outside its image and is left out; check that boxes are x, y, width, "
         "height in pixels of this image",
+    ),
+    "box_units": (
+        "error",
+        "a box lies in the first pixel of its image, or passes it by more than its size, and is "
+        "left out: its numbers are in another unit (COCO, VOC and Raabin count pixels, text rows "
+        "are shares of the image from 0 to 1) or of another resolution",
     ),
     "size_mismatch": (
         "error",
@@ -219,6 +226,10 @@ class FindingLog:
         if example and len(examples) < EXAMPLES:
             # A label file can carry half a surrogate pair, which no terminal can print.
             examples.append(example.encode("utf-8", "backslashreplace").decode())
+
+    def __contains__(self, kind: str) -> bool:
+        """Tell whether any of a kind was noted."""
+        return kind in self._counts
 
     def merge(self, finding: Finding) -> None:
         """Add what another log has counted."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawField, assemble
-from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, header_size
+from da_leukemia.data.readers.assemble import assemble, bare_fields
+from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import (
@@ -47,19 +47,14 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """
     log = FindingLog()
     folder = domain_folder(source)
-    found = [(p, p.relative_to(folder).as_posix()) for p in sorted(_images(folder))]
-    above = {p: [part.lower() for part in Path(shown).parts[:-1]] for p, shown in found}
+    found = sorted(_images(folder))
+    above = {p: [part.lower() for part in p.relative_to(folder).parts[:-1]] for p in found}
     parts = sorted({name for names in above.values() for name in names} & set(PARTS))
-    raw = []
-    for image, shown in found:
-        size = header_size(image)
-        if size is None:
-            log.add("unreadable_image", shown)
-            continue
-        part = next((name for name in above[image] if name in PARTS), "")
-        name = shown.removesuffix(image.suffix).removeprefix("images/")
-        split = released_split(part, parts) if parts else "train"
-        raw.append(RawField(image, shown, size, name=name, split=split))
+    raw = list(bare_fields(found, folder, log))
+    for item in raw:
+        part = next((name for name in above[item.image] if name in PARTS), "")
+        item.name = item.shown.removesuffix(item.image.suffix).removeprefix("images/")
+        item.split = released_split(part, parts) if parts else "train"
     return assemble(source, space, folder, raw, log, labelled=False)
 
 

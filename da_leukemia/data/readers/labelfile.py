@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,24 +81,37 @@ def parse_number(token: str) -> float | None:
     return float(token) if _NUMBER.fullmatch(token) else None
 
 
+class Ambiguous(dict[str, Any]):
+    """A JSON object with keys that come twice: nobody knows which of their values is meant.
+
+    Attributes:
+        repeated: how often each of these keys comes.
+    """
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = {k: n for k, n in Counter(k for k, _ in pairs).items() if n > 1}
+
+    def __str__(self) -> str:
+        """Say what is wrong."""
+        return f"the key {next(iter(self.repeated))[:40]!r} comes twice"
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. It may hold NaN and infinity, which `number` refuses record by record.
+    """Read a JSON object; in it, objects with a key twice are `Ambiguous`.
+
+    It may hold NaN and infinity, which `number` refuses record by record.
 
     Raises:
-        DataError: not JSON, not an object, or an object with a key twice; says where.
+        DataError: not JSON, or not an object; says where.
     """
     text = read_text(path)
     try:
-        # Of a key that comes twice json keeps the last value, which would lose a label.
-        data = json.loads(text, object_pairs_hook=_unique)
+        data = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as e:
         at_end = e.pos >= len(text.rstrip()) or "Unterminated" in e.msg
         cause = "the file ends too early; copy it again" if at_end else "repair or export it again"
         raise DataError(f"{path}: line {e.lineno}, column {e.colno}: {e.msg}; {cause}") from None
-    except _RepeatedKeyError as e:
-        raise DataError(
-            f"{path}: the key {str(e)[:40]!r} comes twice in one record; remove one"
-        ) from None
     except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: cannot be read as JSON ({e}); export it again") from None
     if not isinstance(data, dict):
@@ -135,13 +149,7 @@ def identity(value: object) -> int | str | None:
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-class _RepeatedKeyError(Exception):
-    """Carries the key."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of a key that comes twice json keeps the last value, which would lose a label.
     record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [k for k, _ in pairs]
-        raise _RepeatedKeyError(next(k for k in record if keys.count(k) > 1))
-    return record
+    return record if len(record) == len(pairs) else Ambiguous(pairs)

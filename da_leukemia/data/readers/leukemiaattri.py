@@ -76,7 +76,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one of the twelve domains (or a folder of the same layout).
 
     Raises:
-        DataError: there is no such folder, or no label file that can be read.
+        DataError: there is no such folder, or none of labels where the setting names one.
     """
     folder = child(source.root, source.domain)
     if folder is None and list_domains(source.root) == [source.domain]:
@@ -86,26 +86,32 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             f"{source.root / source.domain}: no such folder"
             f"{did_you_mean(source.domain, list_domains(source.root))}"
         )
+    chosen = _chosen(source)
+    if chosen and child(folder, *Path(chosen).parts) is None:
+        raise DataError(
+            f"{folder / chosen}: no such folder of labels; correct "
+            f"data.domains.{source.domain}.annotations"
+        )
     log = FindingLog()
     pattern = source.patient_regex()
     classes = ClassNames(space, log, source.declared_classes(space))
     labelled = labelled_classes(space) if classes.declared is None else classes.declared
     fields = Fields(source.domain, space, log)
-    problems: list[str] = []
     for split in SPLITS:
         images = _images(folder, split)
+        labels, unread = None, False
         try:
             labels = _labels(source, folder, split, classes)
         except DataError as e:
-            problems += e.problems
-            continue
-        if labels is None and images:
+            note_unreadable(e, log)
+            unread = True
+        if labels is None and images and not unread:
             archives = sorted(p.name for p in folder.rglob("*.zip"))
             for name in archives:
                 log.add("zipped_labels", f"{source.domain}: {name}")
             if not archives:
                 log.add("no_labels", f"{source.domain}/{split}: {counted(len(images), 'image')}")
-        for path, size, rows in _resolve(images, labels, split, log, problems):
+        for path, size, rows in _resolve(images, labels, split, log):
             film = parse_name(path.stem)
             match = pattern.search(path.name) if pattern is not None else None
             if film is None and not (match and match["patient"]):
@@ -120,13 +126,11 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
                 name=film.field if film else path.stem,
                 patient=patient or (film.patient if film else ""),
                 split=split,
+                unread=rows is None,
             )
-            fields.add(item, rows, labelled if labels is not None else ())
-    note_unreadable(problems, fields.found, log)
-    if not fields.found:
-        released = " is released empty" if source.domain.upper() == "L_10X_C1" else ""
-        log.add("empty_domain", f"{folder}{released}")
-    return FieldIndex(source.domain, tuple(fields.found), log.findings())
+            fields.add(item, rows or (), labelled if labels is not None else ())
+    released = " is released empty" if source.domain.upper() == "L_10X_C1" else ""
+    return fields.index(folder if fields.found else f"{folder}{released}")
 
 
 def _resolve(
@@ -134,11 +138,10 @@ def _resolve(
     labels: ReadLabels | None,
     split: str,
     log: FindingLog,
-    problems: list[str],
-) -> Iterator[tuple[Path, tuple[int, int], list[RawBox]]]:
+) -> Iterator[tuple[Path, tuple[int, int], list[RawBox] | None]]:
     """Pair images with their labels; yields path, size and boxes in the order of the labels.
 
-    Label files that cannot be read go to ``problems``.
+    The boxes are None where the label file of the image cannot be read.
     """
     if labels is None:
         for found in images.values():
@@ -169,21 +172,25 @@ def _resolve(
         if size is None:
             log.add("unreadable_image", f"{split}/{path.name}")
             continue
+        rows: list[RawBox] | None = None
         try:
             rows = labels.boxes(name, size)
         except DataError as e:
-            problems += e.problems
-            continue
+            note_unreadable(e, log)
         yield path, size, rows
     for unused in images.values():
         if unused not in used:
             log.add("image_not_in_labels", f"{split}/{unused.name}")
 
 
+def _chosen(source: DomainSource) -> str | None:
+    return source.labels if source.labels not in ("", "auto") else None
+
+
 def _labels(
     source: DomainSource, folder: Path, split: str, classes: ClassNames
 ) -> ReadLabels | None:
-    chosen = source.labels if source.labels not in ("", "auto") else None
+    chosen = _chosen(source)
     wanted = [chosen] if chosen else ["json_labels", "txt_labels/AttriDet", "txt_labels"]
     wanted += [] if chosen else ["txt_labels/WBC_Detection"]
     for relative in wanted:
@@ -196,11 +203,6 @@ def _labels(
         as_text = child(place, split)
         if as_text is not None and any(as_text.glob("*.txt")):
             return text_labels(as_text, classes)
-    if chosen and child(folder, *Path(chosen).parts) is None:
-        raise DataError(
-            f"{folder / chosen}: no such folder of labels; correct "
-            f"data.domains.{source.domain}.annotations"
-        )
     return None
 
 

@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from da_leukemia.data.readers.boxes import INVALID, MISSING, RawBox, attribute_code
+from da_leukemia.data.readers.boxes import (
+    INVALID,
+    MISSING,
+    RawBox,
+    attribute_code,
+    shares_to_box,
+)
 from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.cocofile import CocoBox, CocoFile, load_coco
 from da_leukemia.data.readers.findings import FindingLog
-from da_leukemia.data.readers.labelfile import number_rows
+from da_leukemia.data.readers.labelfile import Ambiguous, number_rows
 from da_leukemia.errors import counted
 from da_leukemia.labels import LEUKEMIAATTRI, MORPHOLOGY, LabelSpace, normalise, translate
 
@@ -91,7 +97,7 @@ def _name(box: CocoBox, content: CocoFile, log: FindingLog) -> str | None:
     name = "" if box.category is None else content.categories.get(box.category, "")
     if not name:
         # Ids are trusted only where the file has no names at all: releases number differently.
-        if any(content.categories.values()) or not isinstance(box.category, int):
+        if not content.nameless or not isinstance(box.category, int):
             log.add("unknown_class_id", f"{box.where}: category_id {str(box.category)[:40]}")
             return None
         known = class_by_id(box.category)
@@ -123,7 +129,9 @@ def _json_attributes(
     codes = [MISSING] * len(space.attributes)
     nested = box.record.get("attributes")
     sources: list[Mapping[str, object]] = [box.record]
-    if isinstance(nested, dict):
+    if isinstance(nested, Ambiguous):
+        log.add("unreadable_record", f"{box.where}: attributes: {nested}")
+    elif isinstance(nested, dict):
         sources.append(nested)
     for source in sources:
         for key, value in source.items():
@@ -177,13 +185,9 @@ def _text_row(values: list[float], where: str, size: Size, classes: ClassNames) 
     label = classes.label(name, where)
     if label is None:
         return None
-    cx, cy, w, h = (
-        v * s for v, s in zip(values[1:5], (size[0], size[1], size[0], size[1]), strict=True)
-    )
-    box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
     is_none = normalise(name) == "none"
     codes = text_attributes(values[5:], where, classes.space, log, is_none=is_none)
-    return RawBox(box, label, name, codes, where)
+    return RawBox(shares_to_box(values[1:5], size), label, name, codes, where)
 
 
 def text_attributes(

@@ -17,8 +17,7 @@ import re
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawField, assemble
-from da_leukemia.data.readers.boxes import header_size
+from da_leukemia.data.readers.assemble import assemble, bare_fields
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import child, images_in, subfolders
@@ -40,7 +39,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one of the six devices.
 
     Raises:
-        DataError: there is no such folder, or xml files that cannot be read.
+        DataError: there is no such folder.
     """
     root = source.root
     folders = {name.lower(): path for name, path in _folders(root).items()}
@@ -66,7 +65,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     if labels:
         raw = read_fields(root, [(part, path) for path, part in labels.items()], images, log)
     else:
-        raw = _unlabelled(images, root, log)
+        raw = list(bare_fields(images, root, log))
     known = source.patient_regex()
     for item in raw:
         item.name = field_name(item.image.stem)
@@ -79,17 +78,6 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
 def field_name(stem: str) -> str:
     """Return the name of the field that the photographs of all devices share."""
     return _DEVICE_WORDS.sub("", stem).strip("-_ ") or stem
-
-
-def _unlabelled(images: list[Path], root: Path, log: FindingLog) -> list[RawField]:
-    raw = []
-    for image in images:
-        shown, size = image.relative_to(root).as_posix(), header_size(image)
-        if size is None:
-            log.add("unreadable_image", shown)
-        else:
-            raw.append(RawField(image, shown, size))
-    return raw
 
 
 def _folders(root: Path) -> dict[str, Path]:

@@ -14,10 +14,10 @@ from typing import Any
 
 from da_leukemia.calibration.record import NAME as CALIBRATION
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
+from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, unread_noted
 from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, header_size
 from da_leukemia.data.readers.findings import FindingLog
-from da_leukemia.data.readers.labelfile import number, parse_number, read_json
+from da_leukemia.data.readers.labelfile import Ambiguous, number, parse_number, read_json
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.data.readers.tree import PARTS, domain_folder, released_split, subfolders
 from da_leukemia.errors import DataError, counted
@@ -63,7 +63,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one microscope.
 
     Raises:
-        DataError: no JSON files, or none that can be read; lists all of them.
+        DataError: no JSON files.
     """
     log = FindingLog()
     folder = domain_folder(source)
@@ -77,7 +77,6 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     parts = sorted({p.lower() for f in files for p in f.relative_to(folder).parts} & set(PARTS))
     used: set[Path] = set()
     raw: list[RawField] = []
-    problems: list[str] = []
     for path in files:
         shown = path.relative_to(folder).as_posix()
         choices = images.get(path.stem.lower(), [])
@@ -92,25 +91,17 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         if size is None:
             log.add("unreadable_image", image.relative_to(folder).as_posix())
             continue
-        try:
-            cells = _cells(path, shown, log)
-        except DataError as e:
-            problems += e.problems
-            continue
         above = path.relative_to(folder).parts[:-1]
-        raw.append(
-            RawField(
-                image,
-                image.relative_to(folder).as_posix(),
-                size,
-                cells,
-                patient=next((p for p in above if p.lower() not in _NO_FILM), ""),
-                split=next(
-                    (released_split(p.lower(), parts) for p in above if p.lower() in PARTS), ""
-                ),
-            )
+        item = RawField(
+            image,
+            image.relative_to(folder).as_posix(),
+            size,
+            patient=next((p for p in above if p.lower() not in _NO_FILM), ""),
+            split=next((released_split(p.lower(), parts) for p in above if p.lower() in PARTS), ""),
         )
-    note_unreadable(problems, raw, log)
+        with unread_noted(item, log):
+            item.cells = _cells(path, shown, log)
+        raw.append(item)
     for image in (p for same in images.values() for p in same if p not in used):
         log.add("image_not_in_labels", image.relative_to(folder).as_posix())
     return assemble(source, space, folder, raw, log)
@@ -123,6 +114,10 @@ def _cells(path: Path, shown: str, log: FindingLog) -> list[RawCell]:
     count = 0
     for key, value in data.items():
         where = f"{shown}: {key[:40]}"
+        if isinstance(data, Ambiguous) and (times := data.repeated.get(key)):
+            log.add("unreadable_record", f"{where}: the key comes {times} times", times)
+            count += times
+            continue
         if normalise(key) == "cellnumbers":
             told = parse_number(str(value).strip())
             continue
@@ -143,6 +138,8 @@ def _box(record: Any) -> tuple[float, float, float, float] | str:
     """Return the corners of a cell, or what is wrong with them."""
     if not isinstance(record, dict):
         return "not an object"
+    if isinstance(record, Ambiguous):
+        return str(record)
     values = []
     for corner in ("x1", "y1", "x2", "y2"):
         value = record.get(corner)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
-from da_leukemia.data.readers.boxes import header_size
+from da_leukemia.data.readers.boxes import header_size, shares_to_box
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import number_rows
 from da_leukemia.data.readers.leukemiaattri import parse_name
@@ -37,7 +37,6 @@ from da_leukemia.data.readers.tree import (
     subfolders,
     zipped,
 )
-from da_leukemia.data.readers.yolo import shares_to_box
 from da_leukemia.errors import ConfigError, DataError, counted, did_you_mean
 from da_leukemia.labels import LabelSpace
 
@@ -60,6 +59,7 @@ class _File:
     part: str
     size: tuple[int, int]
     rows: list[tuple[str, list[float]]]
+    unread: bool
 
 
 def list_domains(root: Path) -> list[str]:
@@ -74,8 +74,8 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
 
     Raises:
         ConfigError: an unknown ``patch_order``.
-        DataError: no images or labels, no label file that can be read, or no order of the patch
-            columns that fits better than the other.
+        DataError: no images or labels, or no order of the patch columns that fits better than
+            the other.
     """
     if source.patch_order not in ("auto", *ORDERS):
         raise ConfigError(
@@ -101,7 +101,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     for file in files:
         shown = file.image.relative_to(folder).as_posix()
         region = None
-        if file.part != "test":
+        if file.part != "test" and not file.unread:
             region = _region(file, order, shown, log)
             if region is None:
                 continue
@@ -119,6 +119,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
                 patient=film.patient if film else "",
                 split=released_split(file.part, parts),
                 region=region,
+                unread=file.unread,
             )
         )
     return assemble(
@@ -142,7 +143,6 @@ def _pairs(folder: Path, names: Sequence[str]) -> list[Pairing]:
 
 def _files(pairs: Sequence[Pairing], folder: Path, log: FindingLog) -> list[_File]:
     files: list[_File] = []
-    problems: list[str] = []
     for pair in pairs:
         for image, path in pair.matched(folder, log):
             size = header_size(image)
@@ -151,6 +151,7 @@ def _files(pairs: Sequence[Pairing], folder: Path, log: FindingLog) -> list[_Fil
                 continue
             shown = path.relative_to(folder).as_posix()
             rows: list[tuple[str, list[float]]] = []
+            unread = False
             try:
                 for line, values in number_rows(path, shown, log):
                     where = f"{shown}: line {line}"
@@ -160,10 +161,9 @@ def _files(pairs: Sequence[Pairing], folder: Path, log: FindingLog) -> list[_Fil
                         columns = counted(len(values), "column")
                         log.add("unreadable_record", f"{where}: {columns}, not 15 or 16")
             except DataError as e:
-                problems += e.problems
-                continue
-            files.append(_File(image, pair.part, size, rows))
-    note_unreadable(problems, files, log)
+                note_unreadable(e, log)
+                unread = True
+            files.append(_File(image, pair.part, size, rows, unread))
     return files
 
 
@@ -175,6 +175,8 @@ def _order(
     total = 0
     for file in files:
         for _, values in file.rows:
+            if max(values[1:5]) > 2:  # no shares of the image: such a box is left out
+                continue
             total += 1
             for name, columns in ORDERS.items():
                 x1, y1, x2, y2 = (values[5 + c] for c in columns)

@@ -18,11 +18,17 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
+from da_leukemia.data.readers.assemble import (
+    RawCell,
+    RawField,
+    assemble,
+    bare_fields,
+    note_unreadable,
+)
 from da_leukemia.data.readers.boxes import header_size
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import LARGEST, parse_number, read_text
@@ -57,7 +63,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one domain.
 
     Raises:
-        DataError: no xml files, or none that can be read; lists all of them.
+        DataError: no xml files.
     """
     folder = domain_folder(source)
     log = FindingLog()
@@ -92,9 +98,6 @@ def read_fields(
         labels: part ("train", ..., "" for none) and path of every xml file.
         images: every image of the domain.
         log: receives what is wrong.
-
-    Raises:
-        DataError: no xml file can be read; lists all of them.
     """
     parts = [part for part, _ in labels]
     names: dict[str, list[Path]] = {}
@@ -105,17 +108,23 @@ def read_fields(
         stems.setdefault(path.stem.lower(), []).append(path)
     raw: dict[Path, RawField] = {}
     broken: set[Path] = set()
-    problems: list[str] = []
     for part, path in labels:
         shown = path.relative_to(folder).as_posix()
+        content: VocFile | None
         try:
             content = read_xml(path, shown, log)
         except DataError as e:
-            problems += e.problems
-            if (image := _find("", path, names, stems, part)) is not None:
+            note_unreadable(e, log)
+            content = None
+        image = _find(content.file_name if content else "", path, names, stems, part)
+        if content is None:
+            if image is not None and image not in raw:
                 broken.add(image)
+                for item in bare_fields([image], folder, log):
+                    raw[image] = replace(item, split=released_split(part, parts))
+            if image in raw:
+                raw[image].unread = True
             continue
-        image = _find(content.file_name, path, names, stems, part)
         if image is None:
             log.add("missing_image", f"{shown}: {content.file_name or path.stem}")
             continue
@@ -134,7 +143,6 @@ def read_fields(
         raw[image].cells += [
             RawCell(_edges(box, where, log), name, where) for box, name, where in content.objects
         ]
-    note_unreadable(problems, raw, log)
     for image in images:
         if image not in raw and image not in broken:
             log.add("image_not_in_labels", image.relative_to(folder).as_posix())

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
-from da_leukemia.data.readers.boxes import header_size
+from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, unread_noted
+from da_leukemia.data.readers.boxes import header_size, shares_to_box
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import number_rows, parse_number, read_text
 from da_leukemia.data.readers.source import DomainSource
@@ -54,8 +54,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     """Read one domain.
 
     Raises:
-        DataError: no images, no class names, two lists of class names that differ, no label file
-            that can be read, or boxes in pixels.
+        DataError: no images, no class names, or two lists of class names that differ.
     """
     log = FindingLog()
     folder = domain_folder(source)
@@ -77,7 +76,6 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     names = class_names(folder, source, pairs) if labelled else {}
     parts = [p.part for p in pairs]
     raw: list[RawField] = []
-    problems: list[str] = []
     for pair in pairs:
         split = released_split(pair.part, parts)
         everything = [(image, None) for image in pair.images.values()]
@@ -87,14 +85,11 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             if size is None:
                 log.add("unreadable_image", shown)
                 continue
-            try:
-                cells = _cells(label_file, folder, size, names, log) if label_file else []
-            except DataError as e:
-                problems += e.problems
-                continue
-            raw.append(RawField(image, shown, size, cells, split=split))
-    note_unreadable(problems, raw, log)
-    _refuse_pixels(raw, folder)
+            item = RawField(image, shown, size, split=split)
+            if label_file is not None:
+                with unread_noted(item, log):
+                    item.cells = _cells(label_file, folder, size, names, log)
+            raw.append(item)
     listed = tuple(names.values())
     return assemble(source, space, folder, raw, log, listed=listed, labelled=labelled)
 
@@ -184,22 +179,6 @@ def _cells(
             continue
         cells.append(RawCell(shares_to_box(values[1:], size), name, where))
     return cells
-
-
-def shares_to_box(values: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return ``x1, y1, x2, y2`` in pixels of centre and size given as shares of the image."""
-    width, height = size
-    cx, cy, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
-    return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-
-
-def _refuse_pixels(raw: list[RawField], folder: Path) -> None:
-    boxes = [(c.box, f.size) for f in raw for c in f.cells]
-    if boxes and all(max(b) > 2 * max(size) for b, size in boxes):
-        raise DataError(
-            f"{folder}: every box lies far outside its image; YOLO boxes are shares of the image "
-            "between 0 and 1: divide them by its width and height"
-        )
 
 
 def _is_yolo(folder: Path) -> bool:
