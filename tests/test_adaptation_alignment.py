@@ -19,6 +19,10 @@ from da_leukemia.adaptation.appearance import (
 )
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.prototypes import Prototypes
+from da_leukemia.adaptation.settings import Method
+from da_leukemia.config import Data, Domain, Experiment, complete
+from da_leukemia.data.batches import Targets
+from da_leukemia.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +122,43 @@ def test_alignment_of_the_student(kind, features):
             feature -= 0.05 * feature.grad / feature.grad.norm().clamp(min=1e-9)
         after = component.losses(context(source, target, labels=TRUE))[kind.__name__.lower()]
     assert number(after) < number(loss)
+
+
+@pytest.mark.parametrize("kind", [Mmd, Coral])
+@pytest.mark.parametrize("net", ["one_stage", "faster_rcnn"])
+def test_alignment_of_what_attributes_are_read_from(kind, net):
+    given = getattr(s, kind.__name__)(weight=1.0, ramp=0.0, features="attributes", threshold=0.0)
+    given.by_class = False
+    student = detector(kind=net).train()
+    source, target = (student(rand(2, 3, 64, 64, seed=i)) for i in (0, 1))
+    boxes = torch.tensor([[[4.0, 4, 30, 30], [20, 20, 60, 60]]]).repeat(2, 1, 1)
+    labels = Targets(
+        boxes,
+        torch.zeros(2, 2, dtype=torch.long),
+        torch.zeros(2, 2, 2, dtype=torch.long),
+        torch.ones(2, 2, dtype=torch.bool),
+        torch.ones(2, 2, dtype=torch.bool),
+    )
+    step = context(source, target, net=student, labels=labels)
+    loss = kind(given, 2).losses(step)[kind.__name__.lower()]
+    loss.backward()
+    head = student.attributes
+    assert head.body[0][0].weight.grad.any()
+    assert head.classify.weight.grad is None  # it is the features that are compared
+    assert any(p.grad is not None and p.grad.any() for p in student.backbone.parameters())
+    embedded = student.attribute_features(source, boxes)
+    torch.testing.assert_close(head.classify(embedded), student.attributes_at(source, boxes))
+
+
+def test_features_of_attributes_need_an_attribute_head():
+    method = Method(components=[{"name": "mmd", "features": "attributes"}])
+    made = Experiment(
+        data=Data(domains={"a": Domain(), "b": Domain()}), methods=["m"], adaptations={"m": method}
+    )
+    complete(made)
+    made.detector.attribute_weight = 0.0
+    with pytest.raises(ConfigError, match="no attribute head: detector.attribute_weight is 0"):
+        complete(made)
 
 
 def all_alignment():

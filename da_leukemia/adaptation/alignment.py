@@ -116,7 +116,10 @@ class _Alignment(Component):
         context.log("health/target_regions_per_image", found.mask.float().sum(1).mean())
         features, members = [], []
         for outputs, regions in ((context.source, own), (target, found)):
-            pooled = detector.region_features(outputs, regions.boxes, settings.resolution)
+            if settings.features == "attributes":
+                pooled = detector.attribute_features(outputs, regions.boxes)
+            else:
+                pooled = detector.region_features(outputs, regions.boxes, settings.resolution)
             features.append(pooled.flatten(0, 1))
             mask = regions.mask.flatten().float().unsqueeze(1)
             kinds = F.one_hot(regions.labels.flatten(), self.classes)

@@ -221,7 +221,8 @@ class Mmd:
         weight: factor of the loss; 0 removes the component.
         ramp: share of training over which the weight rises by DANN's schedule.
         features: "regions" compares single cells (labelled ones of the source, confident
-            detections on the target), "map" compares whole views.
+            detections on the target), "map" compares whole views, "attributes" what the attribute
+            head reads those cells' attributes from.
         by_class: compare cells of one class with each other, not all with all.
         threshold: score from which a detection on the target takes part.
         regions: at most this many cells of an image take part.
@@ -233,7 +234,7 @@ class Mmd:
 
     weight: float = 0.5
     ramp: float = 1.0
-    features: str = field(default="regions", metadata={"choices": ("regions", "map")})
+    features: str = field(default="regions", metadata={"choices": ("regions", "map", "attributes")})
     by_class: bool = True
     threshold: float = 0.3
     regions: int = 16
@@ -259,7 +260,7 @@ class Coral:
 
     weight: float = 10.0
     ramp: float = 1.0
-    features: str = field(default="regions", metadata={"choices": ("regions", "map")})
+    features: str = field(default="regions", metadata={"choices": ("regions", "map", "attributes")})
     by_class: bool = False
     threshold: float = 0.3
     regions: int = 16

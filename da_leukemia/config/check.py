@@ -25,6 +25,7 @@ from da_leukemia.config.schema import (
     devices_of,
 )
 from da_leukemia.errors import did_you_mean
+from da_leukemia.labels import LABEL_SPACES
 
 
 def _strip_optional(hint: Any) -> Any:
@@ -250,6 +251,18 @@ def check_numbers(experiment: Experiment) -> list[str]:
         if detector.norm == "group"
         and any(
             c.get("name") == "adabn" and c.get("weight", 1)
+            for c in getattr(experiment.adaptations.get(name), "components", [])
+        )
+    ]
+    head = detector.attribute_weight > 0 and LABEL_SPACES[data.label_space].attributes
+    problems += [
+        f"methods: {name!r} compares features of attributes, but there is no attribute head: "
+        f"detector.attribute_weight is {detector.attribute_weight}, label space "
+        f"{data.label_space!r} has {len(LABEL_SPACES[data.label_space].attributes)} attributes"
+        for name in experiment.methods
+        if not head
+        and any(
+            c.get("features") == "attributes" and c.get("weight", 1)
             for c in getattr(experiment.adaptations.get(name), "components", [])
         )
     ]

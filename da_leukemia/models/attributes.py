@@ -37,8 +37,13 @@ class AttributeHead(nn.Module):
 
     def forward(self, features: Tensor, boxes: Tensor, stride: int) -> Tensor:
         """Return logits ``(B, M, sum(sizes))`` for boxes ``(B, M, 4)`` in input pixels."""
-        batch, count = boxes.shape[:2]
         features = features * self.gradient + features.detach() * (1 - self.gradient)
+        out: Tensor = self.classify(self.embed(features, boxes, stride))
+        return out
+
+    def embed(self, features: Tensor, boxes: Tensor, stride: int) -> Tensor:
+        """Return what attributes are read from, ``(B, M, C + 2)``, with its whole gradient."""
+        batch, count = boxes.shape[:2]
         image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype)
         image = image[:, None, None].expand(batch, count, 1)
         rois = torch.cat([image, boxes], -1).flatten(0, 1)
@@ -46,9 +51,7 @@ class AttributeHead(nn.Module):
             features.float(), rois.float(), self.resolution, 1 / stride, 2, aligned=True
         )
         size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1).log().flatten(0, 1) / 5
-        pooled = torch.cat([self.body(pooled).flatten(1), size], 1)
-        out: Tensor = self.classify(pooled).view(batch, count, -1)
-        return out
+        return torch.cat([self.body(pooled).flatten(1), size], 1).view(batch, count, -1)
 
     def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
         return torch.split(logits, list(self.sizes), -1)

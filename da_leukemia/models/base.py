@@ -228,6 +228,11 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
         out: Tensor = self.attributes(outputs.features[0], boxes, self.strides[0])
         return out
 
+    def attribute_features(self, outputs: Seen, boxes: Tensor) -> Tensor:
+        """Return what the attribute head reads attributes from at boxes ``(B, K, 4)``."""
+        assert self.attributes is not None
+        return self.attributes.embed(outputs.features[0], boxes, self.strides[0])
+
     def attribute_loss(self, outputs: Seen, targets: Targets) -> dict[str, Tensor]:
         """Return the attribute loss of cells of known type; nothing without an attribute head."""
         if self.attributes is None:
