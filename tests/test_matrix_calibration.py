@@ -11,6 +11,7 @@ from da_leukemia.report.contents import gather
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.headlines import headlines
 from da_leukemia.report.html import page
+from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import caption
 from da_leukemia.sweep.matrix import Result, build_matrix
 from da_leukemia.sweep.plan import calibrated_name, calibration_of, make_plan, unique
@@ -148,7 +149,8 @@ def test_the_report_shows_what_was_measured_and_what_was_not(tmp_path):
         )
         for r in results()
     ]
-    text = page(gather(made, given))
+    contents = gather(made, given)
+    text = page(contents, sum_up(contents))
     assert "22 x 24 [20, 26]" in text
     assert "2.90 x 3.20" in text
     assert '<td class="n">light, colour</td>' in text
