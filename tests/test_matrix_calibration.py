@@ -9,7 +9,7 @@ from da_leukemia.config import Data, Domain, Experiment
 from da_leukemia.errors import ConfigError
 from da_leukemia.report.contents import gather
 from da_leukemia.report.gap import gap_closed
-from da_leukemia.report.headlines import headlines
+from da_leukemia.report.headlines import headlines, loss_sentence
 from da_leukemia.report.html import page
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import caption
@@ -106,6 +106,15 @@ def test_a_calibrated_source_only_run_closes_a_share_of_the_gap():
     assert [g.closed for g in table.gaps] == pytest.approx([0.5, 0.5])
     said = headlines(build_matrix(results()), table)
     assert "fair_source_only+calibrated closes 50 % of the gap" in " ".join(said)
+
+
+def test_the_sentence_about_the_loss_adds_up_as_it_is_printed():
+    scores = {"scope": 0.1554, "phone": 0.1395}  # 0.0159 apart, 0.155 and 0.140 in print
+    matrix = build_matrix([result("fair_source_only", "scope", None, scores)])
+    said = loss_sentence(matrix)
+    assert said is not None
+    assert "is 0.155 on average" in said
+    assert said.endswith("0.140 on another device: 0.015 is lost.")
 
 
 def test_an_adapted_calibrated_run_is_measured_against_the_uncalibrated_reference():

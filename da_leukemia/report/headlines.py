@@ -59,6 +59,7 @@ def loss_sentence(matrix: Matrix, metric: str = "ap50") -> str | None:
     same, other = view.mean(same=True), view.mean(same=False)
     if same is None or other is None:
         return None
+    same, other = round(same, 3), round(other, 3)  # so that the sentence adds up
     change = f"{same - other:.3f} is lost" if other < same else f"{other - same:.3f} is won"
     return (
         f"Without adaptation ({method}), {metric_name(metric)} is {same:.3f} on average on the "
