@@ -128,9 +128,9 @@ def test_all_broken_files_are_counted_and_the_first_named_in_little_time(tmp_pat
         paths.append(tmp_path / f"{number:04}.png")
         paths[-1].write_bytes(content if number % 10 else content[:-50])
     log = FindingLog()
-    started = time.perf_counter()
+    started = time.process_time()
     kept = whole([field(p) for p in paths], log)
-    assert time.perf_counter() - started < 2.0  # ten times what it takes
+    assert time.process_time() - started < 2.0  # of the processor; ten times what it takes
     (finding,) = log.findings()
     assert (finding.kind, finding.severity, finding.count) == ("unreadable_image", "error", 200)
     assert finding.examples[0].startswith("phone/0000.png: truncated: ")
