@@ -192,7 +192,11 @@ def _make_parser() -> _Parser:
         "--out", type=Path, metavar="FILE", help="JSON to write; default: FOLDER/calibration.json"
     )
     calibrate.add_argument(
-        "--picture", type=Path, metavar="FILE", help="draw what was measured (PNG, PDF, SVG)"
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="drawing of what was measured (PNG, PDF, SVG); default: calibration.pdf beside the "
+        "JSON, none with --json",
     )
     calibrate.set_defaults(command=_calibrate, parser=calibrate)
 
@@ -498,12 +502,17 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
         measured = calibrate_folder(arguments.folder, progress)
     calibration = measured.calibration
-    if arguments.picture is not None:
-        from da_leukemia.calibration.picture import draw
-
-        draw(measured, arguments.picture)
     print(json.dumps(calibration.to_dict(), indent=1) if arguments.json else table(calibration))
     path = store(calibration, arguments.folder, arguments.out)
+    # A PDF: an image among the device's images would be read as one of them.
+    picture = arguments.picture or (None if arguments.json else path.with_suffix(".pdf"))
+    if picture is not None:
+        from da_leukemia.calibration.picture import draw
+
+        try:
+            draw(measured, picture)
+        except (OSError, ValueError) as error:  # no such folder, or an ending it cannot write
+            raise UserError(f"--picture: cannot write {picture}: {error}") from error
     if not arguments.json:
-        print(f"written: {path}")
+        print(f"written: {path}, {picture}")
     return 0

@@ -246,3 +246,25 @@ def test_the_version_is_said(capsys):
         cli.main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith("da-leukemia ")
+
+
+def test_calibrate_leaves_numbers_and_a_picture_that_no_reader_takes_for_a_field(tmp_path, capsys):
+    from PIL import Image
+
+    from da_leukemia.calibration.fields import find_images
+    from da_leukemia.calibration.truths import drawn
+
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    for seed in range(4):
+        Image.fromarray(drawn(40, seed=seed)).save(folder / f"{seed}.png")
+    assert cli.main(["calibrate", str(folder)]) == 0
+    assert f"{folder / 'calibration.json'}, {folder / 'calibration.pdf'}" in capsys.readouterr().out
+    assert (folder / "calibration.pdf").read_bytes().startswith(b"%PDF")
+    assert len(find_images(folder)) == 4
+    (folder / "calibration.pdf").unlink()
+    assert cli.main(["calibrate", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["red_cell_px"]["width"] == pytest.approx(40, rel=0.1)
+    assert not (folder / "calibration.pdf").exists()
+    assert cli.main(["calibrate", str(folder), "--picture", str(tmp_path / "x.words")]) == 2
+    assert "--picture: cannot write" in capsys.readouterr().err
