@@ -60,6 +60,7 @@ def test_a_box_holds_the_pixels_of_its_cell():
             # The edge of the square cell is where the box says.
             row = found[i, 0, y]
             assert row[x1] == pytest.approx(grey, abs=0.05)
+            assert row[x2 - 1] == pytest.approx(grey, abs=0.05)
             assert row[x1 - 1] > grey + 0.1 if x1 else True
             seen += 1
     assert seen > 20
