@@ -129,6 +129,25 @@ def test_blur_does_not_make_cells_larger(sigma):
     )
 
 
+@pytest.mark.parametrize("sigma", [2, 4])
+def test_blur_that_makes_cells_larger_makes_the_interval_wider(sigma):
+    made = [drawn(12, seed=seed, blur=sigma) for seed in range(12)]
+    red = calibrate(as_fields(made)).calibration.red_cell_px
+    assert red.diameter > 12.5
+    assert red.low < 12 < red.high
+
+
+def test_the_error_of_the_lamp_is_stated_and_grows_where_photographs_disagree():
+    def lit(seed, depth):
+        return vignetted(smear(24, seed=seed), depth)
+
+    same = calibrate(as_fields([lit(s, 0.4) for s in range(8)])).calibration
+    apart = calibrate(as_fields([lit(s, 0.7 * (s % 2)) for s in range(8)])).calibration
+    assert same.illumination_error < 0.03
+    assert apart.illumination_error > 3 * same.illumination_error
+    assert calibrate(as_fields([lit(0, 0.4)])).calibration.illumination_error is None
+
+
 def test_a_strong_vignette_is_followed_into_the_corners():
     levels = np.stack(
         [tiles(vignetted(np.full((400, 400, 3), v, np.uint8), 0.6)) for v in (180, 220)]
@@ -145,7 +164,10 @@ def test_a_dark_rim_is_left_out():
     made = [np.where(lit[..., None], smear(20, seed=s, count=90), 4).astype(np.uint8)
             for s in range(6)]  # fmt: skip
     found = calibrate(as_fields(made)).calibration
-    assert found.valid == pytest.approx((0.5, 0.5, 0.425, 0.425), abs=0.03)
+    for part, truth in zip(found.valid, (0.5, 0.5, 0.425, 0.425), strict=True):
+        assert part.value == pytest.approx(truth, abs=0.03)
+        assert part.low < truth < part.high
+    assert Calibration.from_dict(found.to_dict()) == found
     assert found.red_cell_px.width == pytest.approx(20, rel=0.08)
 
 
@@ -237,7 +259,7 @@ def test_a_calibration_survives_its_file(found, tmp_path):
     assert Calibration.from_dict(json.loads(json.dumps(nothing.to_dict()))) == nothing
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 9}', '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 9}', '{"format": 2}'])
 def test_a_file_that_is_no_calibration_is_named(text, tmp_path):
     path = tmp_path / "bad.json"
     path.write_text(text)

@@ -29,6 +29,7 @@ from da_leukemia.calibration.truths import (
     empty_slides,
     labelled,
     photographs,
+    rimmed,
     sized,
     stained,
     tightened,
@@ -41,7 +42,7 @@ _SQUEEZE = 0.8, 640 / 448
 """Pixels of the released 640 x 640 frame per pixel of the simulator's 800 x 448 one."""
 
 _HEAD = "| {} | truth, px | estimate, px | error | 90 % interval | holds | aspect, truth | cells |"
-_LIGHT = " light, RMS | white, levels | noise, truth |"
+_LIGHT = " light, RMS, stated | white, levels | noise, truth |"
 
 
 def light_errors(found: Calibration, slides: Sequence[Pixels]) -> str:
@@ -62,7 +63,9 @@ def light_errors(found: Calibration, slides: Sequence[Pixels]) -> str:
     pairs = zip(slides[::2], slides[1::2], strict=True)
     noise = np.sqrt(np.mean([(a[..., 1].astype(float) - b[..., 1]).var() / 2 for a, b in pairs]))
     noisy = "unknown" if found.noise.value is None else f"{found.noise.value:.2f}"
-    return f" {rms:.1%} | {white:.1f} | {noisy}, {noise:.2f} |"
+    stated = found.illumination_error
+    bound = "unknown" if stated is None else f"{stated:.1%}"
+    return f" {rms:.1%}, {bound} | {white:.1f} | {noisy}, {noise:.2f} |"
 
 
 @dataclass
@@ -177,6 +180,30 @@ def _show_drawn() -> None:
     show("drawn discs", rows, " edge x, truth | noise, truth |")
 
 
+_RIMS = (
+    (0.5, 0.5, 0.4, 0.4),
+    (0.5, 0.5, 0.47, 0.47),
+    (0.53, 0.46, 0.36, 0.4),
+    (0.5, 0.5, 0.5, 0.6),
+)
+
+
+def _show_rims(device: str, pictures: Sequence[Pixels]) -> None:
+    """Print the valid field beside the ellipse outside which pictures were darkened."""
+    print(f"\n| {device}, rim | truth | estimate | 90 % interval | holds |\n|{'---|' * 5}")
+    for truth in _RIMS:
+        found = calibrate(as_fields([rimmed(p, truth) for p in pictures])).calibration.valid
+        for what, true, part in zip(
+            ("x", "y", "radius x", "radius y"), truth, found or (), strict=False
+        ):
+            low, high = part.low or 0.0, part.high or 0.0
+            holds = "yes" if low <= true <= high else "no"
+            print(f"| {what} | {true:.1%} | {part.value:.1%} | {low:.1%}-{high:.1%} | {holds} |")
+        if found is None:
+            print(f"| {truth} | | unknown | | |")
+        sys.stdout.flush()
+
+
 def _show_subsets(folder: Path) -> None:
     """Print the diameter by parts of each device, and its white cells in red-cell diameters."""
     parts: dict[str, Callable[[list[Path]], list[Path]]] = {
@@ -260,6 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for device in ("H_100X_C2", "L_40X_C1"):
             pictures = list(photographs(device, patients, given.fields))
             slides = empty_slides(device, patients)
+            _show_rims(device, pictures)
             for name, (factor, change) in _stress().items():
                 found = calibrate(as_fields([change(p) for p in pictures])).calibration
                 size = true * _SQUEEZE[0] * factor, true * _SQUEEZE[1] * factor

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import label
+from scipy.ndimage import binary_dilation, binary_erosion, label
 
 from da_leukemia.calibration.fields import Field, Pixels
 from da_leukemia.calibration.record import Surface
@@ -26,6 +26,13 @@ _BLACK = 12
 
 _DARK = 0.22
 """Share of the lamp's level below which a tile may belong to the rim."""
+
+
+_SIDE = 160
+"""Pixels across in which the rim is sought."""
+
+_SOFT = 0.75 / _SIDE
+"""Share of a side that enlarging the rim from `_SIDE` pixels adds to it, at each end."""
 
 
 _BELOW = (0.10, 0.08, 0.08, 0.08, 0.05, 0.05, 0.05, 0.05)
@@ -111,7 +118,7 @@ def rim_of(pixels: Pixels, likely: bool) -> Mask:
     height, width = pixels.shape[:2]
     if not likely:
         return np.zeros((height, width), dtype=bool)
-    side = 160
+    side = _SIDE
     small = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX))
     grey = small.mean(axis=-1)
     numbered, _ = label(grey < 0.35 * np.percentile(grey, 80))
@@ -122,22 +129,37 @@ def rim_of(pixels: Pixels, likely: bool) -> Mask:
     wide = np.asarray(rim.resize((width, height), Image.Resampling.BILINEAR)) > 0
     if wide.mean() > 0.97:
         return np.zeros((height, width), dtype=bool)
-    from scipy.ndimage import binary_dilation
-
-    return np.asarray(binary_dilation(wide, iterations=max(2, width // 100)))
+    return np.asarray(binary_dilation(wide, iterations=_widening(width)))
 
 
-def ellipse(lit: Mask) -> tuple[float, float, float, float]:
-    """Return ``x, y, radius_x, radius_y`` of a lit field, shares of width and height."""
-    rows, columns = np.nonzero(lit)
+def _widening(width: int) -> int:
+    return max(2, width // 100)
+
+
+def ellipse(lit: Mask) -> tuple[float, float, float, float] | None:
+    """Return ``x, y, radius_x, radius_y`` of a lit field, shares of width and height.
+
+    Fitted by least squares to its border, where that is not the frame's, so it may reach beyond
+    the frame. None where the border is of no ellipse.
+
+    Args:
+        lit: what `rim_of` left of a photograph.
+    """
     height, width = lit.shape
-    left, right = np.percentile(columns, [0.2, 99.8])
-    top, bottom = np.percentile(rows, [0.2, 99.8])
+    y, x = (v.astype(np.float64) for v in np.nonzero(lit & ~binary_erosion(lit, border_value=1)))
+    if len(x) < 8:
+        return None
+    u, v = (x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1
+    a, b, c, d = np.linalg.lstsq(np.stack([u**2, v**2, u, v], axis=1), np.ones(len(u)))[0]
+    if min(a, b) <= 0:
+        return None
+    size = 1 + c**2 / (4 * a) + d**2 / (4 * b)
+    taken = _widening(width)  # by `rim_of`, and `_SOFT`
     return (
-        float((left + right + 1) / 2 / width),
-        float((top + bottom + 1) / 2 / height),
-        float((right - left + 1) / 2 / width),
-        float((bottom - top + 1) / 2 / height),
+        float(0.5 - c / (4 * a)),
+        float(0.5 - d / (4 * b)),
+        float(np.sqrt(size / a) / 2 + taken / width + _SOFT),
+        float(np.sqrt(size / b) / 2 + taken / height + _SOFT),
     )
 
 

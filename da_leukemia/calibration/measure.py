@@ -18,6 +18,7 @@ from da_leukemia.calibration.light import (
     dark_rim,
     ellipse,
     fit_light,
+    render,
     rim_of,
     tiles,
 )
@@ -27,6 +28,7 @@ from da_leukemia.calibration.record import (
     Calibration,
     Quantity,
     RedCells,
+    Surface,
 )
 from da_leukemia.calibration.scale import Light, Sizes, find_all
 from da_leukemia.calibration.verdict import Verdict, judge
@@ -34,6 +36,9 @@ from da_leukemia.calibration.verdict import Verdict, judge
 Progress = Callable[[int, int], None]
 
 _Z90 = 1.645
+
+_LAMP = 0.015
+"""Relative error of a lamp's field that stays with many photographs (docs/calibration.md)."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +135,19 @@ def calibrate(fields: Sequence[Field], progress: Progress | None = None) -> Meas
     if verdict.mixed:
         lamp, fall, noise = None, None, Quantity()
     colours = optics.stains(light, known)
-    edge_x, edge_y = optics.edges(light, known)
+    edge_x, edge_y = (_quantity(each) for each in optics.edges(light, known))
+    fallen, unsure = _reliable(levels, _tile_rim(valid) | rim, surface, fall)
     calibration = Calibration(
         fields=len(fields),
         size=size,
         illumination=surface if lamp is not None else None,
-        illumination_fall=_fall(levels, rim, fall),
+        illumination_error=unsure,
+        illumination_fall=fallen,
         background=_triple(backgrounds) if lamp is not None else None,
         red_cell_colour=_triple(colours[0]),
         nucleus_colour=_triple(colours[1]),
-        edge_x=_quantity(edge_x),
-        edge_y=_quantity(edge_y),
+        edge_x=edge_x,
+        edge_y=edge_y,
         noise=noise,
         valid=_valid(valid, rim),
         cells=verdict.cells,
@@ -161,12 +168,26 @@ def _tile_rim(valid: Sequence[Mask]) -> Mask:
     return out if out.mean() < 0.8 else np.zeros_like(out)
 
 
-def _valid(valid: Sequence[Mask], rim: Mask) -> tuple[float, float, float, float] | None:
-    found = [ellipse(mask) for mask in valid if mask.any() and not mask.all()]
+def _valid(
+    valid: Sequence[Mask], rim: Mask
+) -> tuple[Quantity, Quantity, Quantity, Quantity] | None:
+    """Return the ellipse inside the rim; None where there is none, or under three show it."""
+    each = [ellipse(mask) for mask in valid if mask.any() and not mask.all()]
+    found = [one for one in each if one is not None]
     if not rim.any() or not found:
         return None
-    x, y, across, down = np.median(np.array(found), axis=0)
-    return float(x), float(y), float(across), float(down)
+    x, y, across, down = (_quantity(column) for column in np.array(found).T)
+    return (x, y, across, down) if x.known else None
+
+
+def _blur_error(calibration: Calibration, diameter: float) -> float:
+    """Return the relative error of size that blur adds: cells out of focus look larger.
+
+    Drawn discs: none up to edges of .3 of a cell, 7 % at .39, 27 % at .46 (docs/calibration.md).
+    """
+    widths = [q.value for q in (calibration.edge_x, calibration.edge_y) if q.value is not None]
+    share = max(widths, default=0.0) / diameter
+    return 6.0 * max(0.0, share - 0.3) ** 2
 
 
 def _with_scale(calibration: Calibration, verdict: Verdict) -> Calibration:
@@ -174,7 +195,7 @@ def _with_scale(calibration: Calibration, verdict: Verdict) -> Calibration:
         return calibration
     root = np.sqrt(verdict.aspect)
     width, height = verdict.diameter * root, verdict.diameter / root
-    error = verdict.error
+    error = float(np.hypot(verdict.error, _blur_error(calibration, verdict.diameter)))
     low, high = (verdict.diameter * float(np.exp(s * _Z90 * error)) for s in (-1, 1))
     um = _Z90 * float(np.hypot(error, RED_CELL_UM_SPREAD))
 
@@ -196,15 +217,30 @@ def _with_scale(calibration: Calibration, verdict: Verdict) -> Calibration:
     )
 
 
-def _fall(levels: Values, rim: Mask, fall: float | None) -> Quantity:
-    """Return the loss of light, its interval from two halves of the photographs."""
-    if fall is None:
-        return Quantity()
+def _reliable(
+    levels: Values, rim: Mask, surface: Surface | None, fall: float | None
+) -> tuple[Quantity, float | None]:
+    """Return the loss of light and the error of the lamp's field, from halves of the photographs.
+
+    Args:
+        levels: ``(n, GRID, GRID, 3)`` of the photographs' tiles.
+        rim: ``(GRID, GRID)`` tiles outside the valid field.
+        surface: the lamp's field from all of them.
+        fall: share of light lost, None where unknown.
+    """
+    if fall is None or surface is None:
+        return Quantity(), None
     halves = [fit_light(levels[part::2], rim) for part in (0, 1) if len(levels) > 3]
-    each = [half[2] for half in halves if half is not None]
-    spread_ = abs(each[0] - each[1]) / 2 if len(each) == 2 else 0.5 * fall
-    reach = _Z90 * spread_ + 0.02
-    return Quantity(fall, max(0.0, fall - reach), min(1.0, fall + reach))
+    known = [half for half in halves if half is not None]
+    if len(known) < 2:
+        reach = _Z90 * 0.5 * fall + 0.02
+        return Quantity(fall, max(0.0, fall - reach), min(1.0, fall + reach)), None
+    reach = _Z90 * abs(known[0][2] - known[1][2]) / 2 + 0.02
+    one, other = (np.log(render(half[0], GRID, GRID)[~rim]) for half in known)
+    apart = one - other
+    apart -= apart.mean(axis=0)  # a field's brightness is its level's, not the lamp's
+    error = float(np.hypot(_Z90 * np.sqrt(np.mean(apart**2)) / 2, _LAMP))
+    return Quantity(fall, max(0.0, fall - reach), min(1.0, fall + reach)), error
 
 
 def _quantity(values: Values) -> Quantity:

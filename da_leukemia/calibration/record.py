@@ -16,7 +16,7 @@ RED_CELL_UM = 7.5
 RED_CELL_UM_SPREAD = 0.04
 """Relative standard deviation of a patient's mean red-cell diameter."""
 
-FORMAT = 1
+FORMAT = 2
 
 NAME = "calibration.json"
 """The file beside a device's images."""
@@ -86,6 +86,8 @@ class Calibration:
         px_per_um_y: vertical scale.
         aspect: width over height of a round cell; 1 where pixels are square.
         illumination: the lamp's field, None where unknown.
+        illumination_error: relative error of that field, RMS over the frame, that it stays below
+            with 90 % probability.
         illumination_fall: share of light lost at the darkest place inside the valid field.
         background: R, G, B of the clear background, grey levels.
         red_cell_colour: R, G, B of red cells, grey levels.
@@ -106,6 +108,7 @@ class Calibration:
     px_per_um_y: Quantity = Quantity()
     aspect: Quantity = Quantity()
     illumination: Surface | None = None
+    illumination_error: float | None = None
     illumination_fall: Quantity = Quantity()
     background: tuple[Quantity, Quantity, Quantity] | None = None
     red_cell_colour: tuple[Quantity, Quantity, Quantity] | None = None
@@ -113,7 +116,7 @@ class Calibration:
     edge_x: Quantity = Quantity()
     edge_y: Quantity = Quantity()
     noise: Quantity = Quantity()
-    valid: tuple[float, float, float, float] | None = None
+    valid: tuple[Quantity, Quantity, Quantity, Quantity] | None = None
     cells: int = 0
     notes: tuple[str, ...] = field(default=())
 
@@ -139,7 +142,7 @@ class Calibration:
             known = {k: v for k, v in data.items() if k != "format"}
             for name in _QUANTITIES:
                 known[name] = Quantity(**known[name]) if known[name] else Quantity()
-            for name in ("background", "red_cell_colour", "nucleus_colour"):
+            for name in ("background", "red_cell_colour", "nucleus_colour", "valid"):
                 known[name] = known[name] and tuple(Quantity(**q) for q in known[name])
             red, light = known["red_cell_px"], known["illumination"]
             known["red_cell_px"] = red and RedCells(**red)
@@ -148,7 +151,6 @@ class Calibration:
                 tuple(tuple(float(v) for v in row) for row in light["coefficients"]),
             )
             known["size"] = tuple(known["size"])
-            known["valid"] = known["valid"] and tuple(known["valid"])
             known["notes"] = tuple(known["notes"])
             return cls(**known)
         except (KeyError, TypeError, ValueError) as error:

@@ -27,6 +27,7 @@ def table(calibration: Calibration) -> str:
         _row("scale y", c.px_per_um_y, 2, " px/um"),
         _row("aspect", c.aspect, 3, " width/height"),
         _row("light lost", c.illumination_fall, 2, " of 1"),
+        _within("light field", c.illumination_error),
         _colours("background", c.background),
         _colours("red cells", c.red_cell_colour),
         _colours("nuclei", c.nucleus_colour),
@@ -38,8 +39,11 @@ def table(calibration: Calibration) -> str:
         rows.append(("valid field", "whole frame", ""))
     else:
         x, y, across, down = c.valid
-        where = f"ellipse at {x:.0%}, {y:.0%}"
-        rows.append(("valid field", where, f"radii {across:.0%} of width, {down:.0%} of height"))
+        rows += [
+            ("valid field", f"ellipse at {x.value:.1%}, {y.value:.1%}", _reaches(x, y)),
+            ("its radii", f"{across.value:.1%} of width, {down.value:.1%} of height",
+             _reaches(across, down)),
+        ]  # fmt: skip
     first = max(len(row[0]) for row in rows)
     second = max(len(row[1]) for row in rows)
     lines = [f"{a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in rows]
@@ -51,6 +55,14 @@ def _row(name: str, quantity: Quantity, places: int, unit: str) -> tuple[str, st
         return name, "unknown", ""
     reach = f"{quantity.low:.{places}f} - {quantity.high:.{places}f}"
     return name, f"{quantity.value:.{places}f}{unit}", reach
+
+
+def _within(name: str, error: float | None) -> tuple[str, str, str]:
+    return (name, "unknown", "") if error is None else (name, f"within {error:.1%} (RMS)", "")
+
+
+def _reaches(*parts: Quantity) -> str:
+    return ", ".join(f"{q.low:.1%} - {q.high:.1%}" for q in parts)
 
 
 def _colours(name: str, triple: Sequence[Quantity] | None) -> tuple[str, str, str]:

@@ -172,6 +172,19 @@ def vignetted(picture: Pixels, depth: float) -> Pixels:
     return np.asarray(np.clip(picture * shade[..., None] / shade.max(), 0, 255), dtype=np.uint8)
 
 
+def rimmed(picture: Pixels, ellipse: Sequence[float]) -> Pixels:
+    """Return a picture as through an eyepiece: dark outside ``x, y, radius_x, radius_y`` (shares).
+
+    The rim's edge is soft, a hundredth of the radius wide.
+    """
+    x0, y0, across, down = ellipse
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[:height, :width] + 0.5
+    away = np.hypot((x / width - x0) / across, (y / height - y0) / down)
+    lit = np.clip((1 - away) / 0.01 + 0.5, 0.03, 1)
+    return np.asarray(picture * lit[..., None] + 0.5, dtype=np.uint8)
+
+
 def stained(picture: Pixels, factor: float) -> Pixels:
     """Return a picture whose stain is so much stronger: optical density times a factor."""
     clear = np.percentile(picture.reshape(-1, 3), 92, axis=0)
