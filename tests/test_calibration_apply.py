@@ -11,13 +11,13 @@ from da_leukemia.calibration import (
     Calibration,
     Quantity,
     boxes_back,
-    density_factor,
     flat_field,
     same_colour,
     scale_factors,
     scale_to,
+    stain_matrix,
 )
-from da_leukemia.calibration.apply import RED_CELL_DENSITY, WHITE, fill_colour
+from da_leukemia.calibration.apply import NUCLEUS, RED_CELL, WHITE, fill_colour
 from da_leukemia.calibration.light import render
 from da_leukemia.calibration.record import Surface
 
@@ -125,9 +125,13 @@ def triple(*levels):
     return tuple(Quantity(v, v - 2, v + 2) for v in levels)
 
 
-def stained(background, red_cell):
+def stained(background, red_cell, nucleus=None):
     return Calibration(
-        fields=9, size=(64, 48), background=triple(*background), red_cell_colour=triple(*red_cell)
+        fields=9,
+        size=(64, 48),
+        background=triple(*background),
+        red_cell_colour=triple(*red_cell),
+        nucleus_colour=nucleus and triple(*nucleus),
     )
 
 
@@ -144,17 +148,69 @@ def test_the_background_becomes_white_and_red_cells_equally_dense(device):
     out = same_colour(image, device).astype(float)
     assert np.abs(out[0, 0] - WHITE).max() <= 1
     density = -np.log(out[0, -1] / out[0, 0])
-    assert density.mean() == pytest.approx(RED_CELL_DENSITY, rel=0.05)
+    assert density.mean() == pytest.approx(np.mean(RED_CELL), rel=0.05)
     before = -np.log(np.array(cell) / np.array(clear))
     np.testing.assert_allclose(density / density.sum(), before / before.sum(), atol=0.02)  # hue
 
 
+# Background, red cells and nuclei as measured on a magenta and on a brown film.
+MAGENTA = stained((182, 220, 192), (182, 115, 145), (85, 73, 142))
+BROWN = stained((254, 227, 202), (210, 171, 169), (89, 42, 136))
+
+
+def densities(device):
+    """Density of red cells and nuclei after `same_colour`, (2, 3)."""
+    row = [getattr(device, name) for name in ("background", "red_cell_colour", "nucleus_colour")]
+    image = np.array([[[q.value for q in colour] for colour in row]], np.uint8)
+    clear, *cells = same_colour(image, device)[0].astype(float)
+    assert np.abs(clear - WHITE).max() <= 1
+    return -np.log(np.array(cells) / clear)
+
+
+@pytest.mark.parametrize("device", [MAGENTA, BROWN])
+def test_red_cells_and_nuclei_come_to_common_densities(device):
+    red, nucleus = densities(device)
+    np.testing.assert_allclose(red, RED_CELL, atol=0.1)
+    np.testing.assert_allclose(nucleus, NUCLEUS, atol=0.25)
+
+
+def test_films_of_two_stains_look_more_alike_than_before():
+    before = [
+        np.log([[a.value / b.value for a, b in zip(d.background, colour, strict=True)]
+                for colour in (d.red_cell_colour, d.nucleus_colour)])
+        for d in (MAGENTA, BROWN)
+    ]  # fmt: skip
+    apart = np.abs(before[0] - before[1]).mean()
+    assert np.abs(densities(MAGENTA) - densities(BROWN)).mean() < 0.5 * apart
+
+
+def test_nuclei_of_an_uncertain_colour_are_no_reference():
+    vague = tuple(Quantity(v, 0.3 * v, 1.5 * v) for v in (85, 73, 142))
+    matrix = stain_matrix(replace(MAGENTA, nucleus_colour=vague))
+    assert (matrix == stain_matrix(replace(MAGENTA, nucleus_colour=None))).all()
+    assert (matrix != stain_matrix(MAGENTA)).any()
+
+
 def test_a_wrong_stain_estimate_cannot_blacken_a_film():
-    assert density_factor(stained((200, 200, 200), (190, 190, 190))) == 2
-    assert density_factor(stained((200, 200, 200), (5, 5, 5))) == 0.5
+    def strongest(*colours):
+        return np.linalg.norm(stain_matrix(stained(*colours)), 2)
+
+    assert strongest((200, 200, 200), (190, 190, 190)) == 2
+    assert strongest((200, 200, 200), (5, 5, 5)) == 0.5
+    assert strongest((200, 200, 200), (190, 190, 190), (185, 180, 190)) == pytest.approx(2)
+    # Nuclei paler than red cells are none: one factor.
+    paler = stain_matrix(stained((200, 200, 200), (150, 150, 150), (151, 160, 151)))
+    assert paler[0, 0] != 1
+    assert (paler == paler[0, 0] * np.eye(3)).all()
     for faint in (stained((200, 200, 200), (199, 199, 199)), stained((200,) * 3, (210,) * 3)):
-        assert density_factor(faint) == 1
-    assert density_factor(known()) == 1  # red cells unknown
+        assert stain_matrix(faint).tolist() == np.eye(3).tolist()
+    assert stain_matrix(known()).tolist() == np.eye(3).tolist()  # red cells unknown
+
+
+def test_stains_of_one_hue_get_one_factor_for_all_channels_nearly():
+    one = stained((200, 200, 200), (160, 160, 160), (80, 80, 80))
+    moved = stain_matrix(one) @ [0.2, 0.0, -0.2]  # a hue that the references do not have
+    assert np.abs(moved - moved[0] / 0.2 * np.array([0.2, 0, -0.2])).max() < 0.05
 
 
 def test_unknown_colours_leave_the_image_alone():

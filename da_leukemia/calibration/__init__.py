@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from da_leukemia.calibration.apply import (
     boxes_back,
-    density_factor,
     flat_field,
     same_colour,
     scale_factors,
     scale_to,
+    stain_matrix,
 )
 from da_leukemia.calibration.record import Calibration, Quantity, RedCells, load, save, store
 
@@ -17,12 +17,12 @@ __all__ = [
     "Quantity",
     "RedCells",
     "boxes_back",
-    "density_factor",
     "flat_field",
     "load",
     "same_colour",
     "save",
     "scale_factors",
     "scale_to",
+    "stain_matrix",
     "store",
 ]

@@ -6,20 +6,25 @@ treated like an empty one. Boxes are half-open ``x0, y0, x1, y1`` in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from da_leukemia.calibration.fields import Pixels
 from da_leukemia.calibration.light import Values, render
-from da_leukemia.calibration.record import Calibration
+from da_leukemia.calibration.record import Calibration, Quantity
 
 WHITE = 230.0
 """Grey level of the clear background after `same_colour`; leaves room for noise and bubbles."""
 
-RED_CELL_DENSITY = 0.22
-"""Mean over R, G and B of ``-ln(red cell / background)`` that `same_colour` gives red cells: the
-middle of five real devices, 0.11 to 0.34 (docs/results/calibration_real.md)."""
+RED_CELL = (0.13, 0.29, 0.18)
+"""Density, ``-ln(value / background)`` in R, G and B, that `same_colour` gives red cells: the
+medians of five real devices (docs/results/calibration_real.md)."""
+
+NUCLEUS = (0.76, 1.10, 0.14)
+"""The same of nuclei."""
 
 _FAINTEST = 0.03
 """Mean density of red cells below which their colour says nothing."""
@@ -27,8 +32,18 @@ _FAINTEST = 0.03
 _STRONGEST = 2.0
 """Largest change of density: a wrong estimate must not turn a film black or blank."""
 
+_VAGUE = 0.5
+"""Reach of the interval of nuclei's density, of it, from which on they are no reference."""
+
+_RIDGE = 0.1
+"""Weight of one factor for all channels against the two references, each of weight 1: what two
+stains of nearly one hue do not say is not invented."""
+
 _SAME_FRAME = 0.02
 """Relative difference of aspect up to which an image is the whole frame that was measured."""
+
+_ROWS = 512
+"""Rows of an image whose colours are changed at once."""
 
 _DEEPEST = 0.1
 """Light below which `flat_field` amplifies no further: a rim would become bright noise."""
@@ -51,29 +66,43 @@ def flat_field(image: Pixels, calibration: Calibration) -> Pixels:
     return _to_bytes(image / np.maximum(light, _DEEPEST))
 
 
-def density_factor(calibration: Calibration) -> float:
-    """Return what stain density is multiplied by so that red cells have the common one.
+def stain_matrix(calibration: Calibration) -> NDArray[np.float64]:
+    """Return what the densities of R, G and B are multiplied by, a ``(3, 3)`` matrix.
 
-    One number for all channels, because it keeps the hue: channel by channel red cells would match
-    and nuclei turn cyan. 1 where background or red cells are unknown, or red cells too faint.
+    It brings the device's red cells to `RED_CELL` and its nuclei to `NUCLEUS`, by least squares
+    with a ridge towards one factor for all channels. Where nuclei are unknown it is that factor,
+    since red cells alone, matched channel by channel, turn nuclei cyan. The identity where
+    background or red cells are unknown, or red cells too faint.
     """
     if calibration.background is None or calibration.red_cell_colour is None:
-        return 1.0
-    clear, cell = (
-        np.array([max(q.value or 0.0, 1.0) for q in colour])
-        for colour in (calibration.background, calibration.red_cell_colour)
-    )
-    density = float(np.log(clear / cell).mean())
-    if density < _FAINTEST:
-        return 1.0
-    return min(max(RED_CELL_DENSITY / density, 1 / _STRONGEST), _STRONGEST)
+        return np.eye(3)
+    clear, red = _levels(calibration.background), _levels(calibration.red_cell_colour)
+    cell = np.log(clear / red)
+    if cell.mean() < _FAINTEST:
+        return np.eye(3)
+    factor = float(np.clip(np.mean(RED_CELL) / cell.mean(), 1 / _STRONGEST, _STRONGEST))
+    nuclei = calibration.nucleus_colour
+    if nuclei is None:
+        return factor * np.eye(3)
+    nucleus = np.log(clear / _levels(nuclei))
+    reach = np.array([_reach(q) for q in nuclei])
+    vague = np.linalg.norm(reach) > _VAGUE * np.linalg.norm(nucleus)
+    if vague or nucleus.mean() <= cell.mean():  # nuclei are the densest thing on a film
+        return factor * np.eye(3)
+    # One column a stain, of length 1: the denser one counts no more.
+    length = np.linalg.norm([cell, nucleus], axis=1)
+    seen = np.stack([cell, nucleus], axis=1) / length
+    wanted = np.stack([RED_CELL, NUCLEUS], axis=1) / length
+    plain = _RIDGE * float((seen * wanted).sum() / (seen**2).sum()) * np.eye(3)
+    matrix = (wanted @ seen.T + plain) @ np.linalg.inv(seen @ seen.T + _RIDGE * np.eye(3))
+    return np.asarray(matrix * min(1.0, _STRONGEST / float(np.linalg.norm(matrix, 2))))
 
 
 def same_colour(image: Pixels, calibration: Calibration) -> Pixels:
-    """Bring the clear background to a neutral `WHITE` and red cells to one stain density.
+    """Bring the clear background to a neutral `WHITE`, red cells and nuclei to common densities.
 
-    Both references are the device's, so what a field contains changes nothing. An unknown
-    background leaves the image alone, unknown red cells leave the density alone.
+    The references are the device's, so what a field contains changes nothing. An unknown
+    background leaves the image alone, unknown red cells leave the densities alone.
 
     Args:
         image: ``(H, W, 3)`` RGB, after `flat_field` where there is a vignette.
@@ -81,10 +110,25 @@ def same_colour(image: Pixels, calibration: Calibration) -> Pixels:
     """
     if calibration.background is None:
         return image
-    clear = np.array([max(q.value or 0.0, 1.0) for q in calibration.background])
-    share = np.arange(256)[:, None] / clear
-    table = _to_bytes(WHITE * share ** density_factor(calibration))
-    return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
+    levels = np.maximum(np.arange(256), 1)[:, None]
+    table = np.log(levels / _levels(calibration.background)).astype(np.float32)
+    matrix = stain_matrix(calibration).T.astype(np.float32)
+    out = np.empty_like(image)
+    for top in range(0, len(image), _ROWS):  # a photograph of 12 megapixels stays small in memory
+        part = image[top : top + _ROWS]
+        density = np.stack([table[part[..., c], c] for c in range(3)], axis=-1)
+        out[top : top + _ROWS] = _to_bytes(WHITE * np.exp(density @ matrix))
+    return out
+
+
+def _reach(level: Quantity) -> float:
+    """Return how far a density's 90 % interval reaches from its value."""
+    value, low, high = (max(v or 0.0, 1.0) for v in (level.value, level.low, level.high))
+    return float(max(np.log(value / low), np.log(high / value)))
+
+
+def _levels(colour: Sequence[Quantity]) -> NDArray[np.float64]:
+    return np.array([max(q.value or 0.0, 1.0) for q in colour])
 
 
 def fill_colour(
