@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from da_leukemia import __version__
-from da_leukemia.errors import UserError, did_you_mean
+from da_leukemia.errors import UserError, counted, did_you_mean
 
 if TYPE_CHECKING:
     from da_leukemia.config import Experiment, Job
@@ -98,6 +98,10 @@ def _make_parser() -> _Parser:
         _takes_experiment(verb, command)
     for verb in (plan, status):
         verb.add_argument("--json", action="store_true", help="for programs")
+    export = verbs.add_parser("export", help="tell a tracker of a finished sweep afterwards")
+    export.add_argument("tracker", choices=("wandb",), metavar="TRACKER", help="wandb")
+    _takes_experiment(export, _export)
+    export.add_argument("--again", action="store_true", help="also jobs that it knows already")
     part = run.add_mutually_exclusive_group()
     part.add_argument("--shard", metavar="I/N", help="run the I-th of N equal parts; no report")
     part.add_argument(
@@ -281,6 +285,22 @@ def _report(arguments: argparse.Namespace) -> int:
 
     report(_load(arguments.experiment, arguments.settings))
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.conduct import bar
+    from da_leukemia.tracking.export import export_sweep
+
+    experiment = _load(arguments.experiment, arguments.settings)
+    with bar("logging") as progress:
+        done = export_sweep(experiment, again=arguments.again, progress=progress)
+    print(
+        f"{counted(done.logged, 'job')} logged, {done.tracked} known before, "
+        f"{done.unfinished} without a result"
+    )
+    for name in done.failed:
+        print(f"not logged to the end: {name}", file=sys.stderr)
+    return 1 if done.failed else 0
 
 
 # --- one job ---------------------------------------------------------------------------------

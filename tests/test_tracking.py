@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from test_matrix_support import DEVICES, make_sweep, write_samples
 
+from da_leukemia.errors import UserError
 from da_leukemia.report import write_report
 from da_leukemia.sweep.plan import make_plan
 from da_leukemia.tracking import connection, wandb_run
+from da_leukemia.tracking.export import export_sweep
 
 BLOCK = 32768
 
@@ -155,6 +157,99 @@ def test_the_matrix_is_logged_as_table_picture_and_page(sweep, capsys):
     staged = [Path(c.local_path) for a in read["artifacts"] for c in a.manifest.contents]
     assert all(experiment.folder.resolve() in path.parents for path in staged)
     assert f"wandb sync {experiment.folder}/wandb/wandb/offline-run-*" in capsys.readouterr().out
+
+
+@pytest.fixture
+def finished(sweep):
+    """A sweep with a result, two epochs, samples and weights in each job's folder."""
+    experiment, results = sweep
+    for job, result in zip(make_plan(experiment), results, strict=True):
+        write_samples(experiment, job)
+        folder = experiment.folder / "jobs" / job.hash
+        (folder / "metrics.csv").write_text("step,train/loss,val/ap50\n10,0.5,\n20,0.25,0.6\n")
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").write_bytes(b"weights")
+        (folder / "result.json").write_text(json.dumps(result))
+    write_report(experiment, results, experiment.folder / "report")
+    return experiment
+
+
+def test_a_finished_sweep_is_exported_once(finished):
+    jobs = make_plan(finished)
+    (finished.folder / "jobs" / jobs[-1].hash / "result.json").unlink()
+    first = export_sweep(finished)
+    assert (first.logged, first.tracked, first.unfinished) == (len(jobs) - 1, 0, 1)
+    job = jobs[0]
+    (where,) = [f for f in offline_runs(finished) if f.name.endswith(f"-{job.hash}")]
+    read = read_run(where)
+    losses = [(h["_step"], h["train/loss"]) for h in read["history"] if "train/loss" in h]
+    assert losses == [(10, 0.5), (20, 0.25)]
+    assert "val/ap50" not in read["history"][0]
+    assert read["summary"][f"{job.tests[0]}/ap50"] == pytest.approx(
+        json.loads((finished.folder / "jobs" / job.hash / "result.json").read_text())["tests"][
+            job.tests[0]
+        ]["metrics"]["ap50"]
+    )
+    assert list((where / "files" / "media" / "images" / "samples").glob("*.png"))
+    assert read["artifacts"] == []  # weights are sent on request only
+    runs = len(offline_runs(finished))
+    second = export_sweep(finished)
+    assert (second.logged, second.tracked, second.unfinished) == (0, len(jobs) - 1, 1)
+    assert len(offline_runs(finished)) == runs + 1  # the summary alone
+    assert export_sweep(finished, again=True).logged == len(jobs) - 1
+
+
+def test_weights_are_an_artifact_on_request(finished):
+    finished.tracking_checkpoints = True
+    export_sweep(finished)
+    job = make_plan(finished)[0]
+    (where,) = [f for f in offline_runs(finished) if f.name.endswith(f"-{job.hash}")]
+    (artifact,) = read_run(where)["artifacts"]
+    assert artifact.type == "model"
+    assert job.hash in artifact.name
+    assert [c.path for c in artifact.manifest.contents] == ["last.ckpt"]
+
+
+def test_an_export_needs_a_report_and_a_tracker(sweep, finished, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(UserError, match="disabled"):
+        export_sweep(finished)
+    (finished.folder / "report" / "index.html").unlink()
+    with pytest.raises(UserError, match="sweep report"):
+        export_sweep(finished)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from da_leukemia.sweep.plan import make_plan
+from da_leukemia.tracking.wandb_run import start_job
+from test_matrix_support import make_experiment
+experiment = make_experiment(Path(sys.argv[1]), seeds=[0])
+job = make_plan(experiment)[0]
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # wandb's service inherits it
+run = start_job(job, experiment.folder / "jobs" / job.hash)
+for step in range(3000):
+    run.log({f"loss/{k}": step / 7 for k in range(10)}, step)
+run.finish({"ap50": 0.5})
+print("trained")
+"""
+
+
+def test_a_disk_that_fills_up_neither_stops_nor_fails_a_job(tmp_path):
+    """No file may grow beyond 40 kB: what a full disk looks like to those who write."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+    (written,) = tmp_path.rglob("run-*.wandb")
+    assert 30_000 < written.stat().st_size <= 40_000  # it did fill up
 
 
 PROGRAM = """

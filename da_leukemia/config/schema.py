@@ -224,6 +224,7 @@ class Experiment:
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
     seeds: list[int] = field(default_factory=lambda: [0])
     tracking: str = _choice("none", "wandb")
+    tracking_checkpoints: bool = False  # send each job's weights as an artifact
     executor: str = _choice("local", "slurm", "ray")
     slurm: Slurm = field(default_factory=Slurm)
     ray: Ray = field(default_factory=Ray)
@@ -271,6 +272,8 @@ def _identity_of(calibration: Calibration) -> dict[str, Any]:
 
 _KEPT = "_kept_hash"
 
+_TRACKING = ("tracking", "tracking_checkpoints")
+
 
 def _plain(settings: Any) -> Any:
     """Return settings as dictionaries, as `dataclasses.asdict`, without copying what is flat."""
@@ -304,6 +307,7 @@ class Job:
     trainer: Trainer
     selection: Selection = field(default_factory=Selection)
     tracking: str = "none"
+    tracking_checkpoints: bool = False
     sweep: str = ""
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -327,7 +331,7 @@ class Job:
             for name in self.__dataclass_fields__
         }
         identity["method"]["components"] = active_components(self.method)
-        for key in ("method_name", "tests", "selection", "tracking", "sweep"):
+        for key in ("method_name", "tests", "selection", "sweep", *_TRACKING):
             del identity[key]
         for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
             del identity["trainer"][key]

@@ -235,6 +235,7 @@ def _job(
         trainer=experiment.trainer,
         selection=experiment.selection,
         tracking=experiment.tracking,
+        tracking_checkpoints=experiment.tracking_checkpoints,
         sweep=experiment.name,
     )
 

@@ -16,7 +16,8 @@ LISTED = 5
 """Differences that are named."""
 
 _NO_RESULT = (
-    *("executor", "slurm", "ray", "processes", "tracking", "runs_dir", "name"),
+    *("executor", "slurm", "ray", "processes", "runs_dir", "name"),
+    *("tracking", "tracking_checkpoints"),
     *("changed_data", "changed_settings", "seeds", "methods", "tests", "sources", "targets"),
     "twins",
     "calibration",

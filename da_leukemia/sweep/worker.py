@@ -27,7 +27,7 @@ from da_leukemia.data.fields import FieldOfView
 from da_leukemia.data.images import open_store
 from da_leukemia.data.preparation import preparations
 from da_leukemia.errors import UserError
-from da_leukemia.evaluation import DETAILS, evaluate
+from da_leukemia.evaluation import evaluate
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
 from da_leukemia.models.factory import build_detector, load_weights
@@ -125,16 +125,9 @@ def run_job(folder: Path) -> None:
             },
         }
         if tracker is not None:
-            tracker.log_epochs(records)
-            tracker.log_samples(sorted((folder / "samples").glob("*.json")))
-            tracker.finish(
-                {
-                    f"{d}/{k}": v
-                    for d, t in tests.items()
-                    for k, v in t["metrics"].items()
-                    if k not in DETAILS
-                }
-            )
+            from da_leukemia.tracking.wandb_run import finish_job
+
+            finish_job(tracker, result, folder)
             tracker = None
         write_json(folder / "result.json", result)
         if not job.selection.keep:

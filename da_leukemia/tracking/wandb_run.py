@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.config import Experiment, Job
+from da_leukemia.evaluation import DETAILS
 from da_leukemia.sweep.plan import label
 from da_leukemia.tracking.connection import (
     has_credentials,
@@ -33,11 +34,17 @@ FINISH_TIMEOUT_S = 10
 
 
 class TrackedRun:
-    """A run that never raises. After the first error it stays silent."""
+    """A run that never raises. After the first error it stays silent.
+
+    Attributes:
+        offline: whether it is written to the sweep's folder only.
+        broken: whether an error ended it.
+    """
 
     def __init__(self, run: Any, offline: bool) -> None:
         self._run = run
         self.offline = offline
+        self.broken = False
 
     @property
     def active(self) -> bool:
@@ -51,7 +58,7 @@ class TrackedRun:
             with _quiet():
                 act(self._run)
         except Exception as error:
-            self._run = None
+            self._run, self.broken = None, True
             warn_once(f"tracking was switched off: {type(error).__name__}: {error}")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -95,6 +102,24 @@ class TrackedRun:
 
         self._try(act)
 
+    def log_checkpoint(self, path: Path, name: str) -> None:
+        """Log a checkpoint as an artifact of type ``model``; nothing where there is no such file.
+
+        Args:
+            path: the file.
+            name: of the artifact.
+        """
+
+        def act(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(_plain(name), type="model")
+            artifact.add_file(str(path))
+            run.log_artifact(artifact)
+
+        if path.is_file():
+            self._try(act)
+
     def finish(self, summary: Mapping[str, Any] | None = None, failed: bool = False) -> None:
         """Write the summary and end the run.
 
@@ -133,6 +158,31 @@ def start_job(job: Job, folder: Path) -> TrackedRun | None:
     )
 
 
+def finish_job(tracked: TrackedRun, result: Mapping[str, Any], folder: Path) -> None:
+    """Log what is known at the end of a job, and end its run.
+
+    Args:
+        tracked: the job's run.
+        result: as in ``result.json``; its ``config.tracking_checkpoints`` asks for the weights.
+        folder: the job's.
+    """
+    tracked.log_epochs(result.get("epochs", []))
+    tracked.log_samples(sorted((folder / "samples").glob("*.json")))
+    if result["config"].get("tracking_checkpoints"):
+        name = f"{result['method']}-{result['source']}-{result['target'] or 'none'}"
+        tracked.log_checkpoint(
+            folder / "checkpoints" / "last.ckpt", f"{name}-s{result['seed']}-{result['job']}"
+        )
+    tracked.finish(
+        {
+            f"{device}/{key}": value
+            for device, test in result["tests"].items()
+            for key, value in test["metrics"].items()
+            if key not in DETAILS
+        }
+    )
+
+
 def log_summary(experiment: Experiment, report_folder: Path) -> TrackedRun | None:
     """Log the matrix as table and picture and the report as artifact, in a run of its own.
 
@@ -141,6 +191,9 @@ def log_summary(experiment: Experiment, report_folder: Path) -> TrackedRun | Non
     Args:
         experiment: the sweep; its run is ``NAME-summary``.
         report_folder: where `write_report` wrote.
+
+    Returns:
+        None if wandb is disabled or cannot be used at all.
     """
     sweep = experiment.folder.resolve()
     tracked = _start(
