@@ -203,6 +203,18 @@ def test_a_student_that_agrees_has_nothing_to_learn(harmony):
     assert all(p.grad is None or p.grad.abs().max() < 1e-3 for p in net.parameters())
 
 
+def test_boxes_alone_are_distilled():
+    given = s.Distillation(class_weight=0.0)
+    losses, net, *_ = step(Distillation(given), bias=1.0)
+    assert set(losses) == {"teacher_box"}
+    losses["teacher_box"].backward()
+    assert net.head.distance.weight.grad.any()
+    assert net.head.score.bias.grad is None or not net.head.score.bias.grad.any()
+    half, *_ = step(Distillation(s.Distillation(class_weight=0.5)), bias=1.0)
+    whole, *_ = step(Distillation(s.Distillation()), bias=1.0)
+    torch.testing.assert_close(half["teacher_class"], whole["teacher_class"] / 2)
+
+
 @pytest.mark.parametrize("harmony", [False, True])
 def test_the_student_moves_to_the_teacher(harmony):
     losses, net, context, *_ = step(Distillation(s.Distillation(harmony=harmony)), bias=1.0)

@@ -61,7 +61,9 @@ class Distillation(Component):
             self.counts.see_pseudo(best, positive)
             context.log("health/class_shift", self.counts.shift())
         factor = settings.weight * strength(context.progress, settings.burn_in, settings.ramp)
-        out = {"teacher_class": factor * classes}
+        out = {}
+        if settings.class_weight > 0:
+            out["teacher_class"] = factor * settings.class_weight * classes
         if settings.box_weight > 0:
             out["teacher_box"] = factor * settings.box_weight * boxes
         return out

@@ -152,7 +152,8 @@ class Distillation:
 
     Attributes:
         weight: factor of the target losses; 0 removes the component.
-        box_weight: factor, beside ``weight``, of the box loss; 0 distils classes alone.
+        class_weight: factor, beside ``weight``, of the class loss; 0 distils boxes alone.
+        box_weight: the same of the box loss; 0 distils classes alone.
         positive: teacher score from which a location's box is learned.
         harmony: weigh locations by score and overlap in place of ``positive`` (Harmonious
             Teacher; Deng et al., CVPR 2023).
@@ -164,6 +165,7 @@ class Distillation:
     targeted: ClassVar[bool] = True
 
     weight: float = 1.0
+    class_weight: float = 1.0
     box_weight: float = 1.0
     positive: float = 0.3
     harmony: bool = False

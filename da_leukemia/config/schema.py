@@ -250,7 +250,10 @@ def active_components(method: Method) -> list[dict[str, Any]]:
 
 
 def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the regimes that are not used, as before there were any."""
+    """Leave out the regimes and weights that are not used, as before there were any."""
+    for component in method["components"]:
+        if component.get("class_weight") == 1.0:
+            del component["class_weight"]
     if not method["target_labels"]:
         del method["target_labels"], method["target_share"]
     if not method["source_free"]:
