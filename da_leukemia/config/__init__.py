@@ -13,6 +13,7 @@ from da_leukemia.config.files import (
 from da_leukemia.config.schema import (
     CALIBRATED,
     CALIBRATIONS,
+    Attributes,
     Augmentation,
     Calibration,
     Data,
@@ -32,6 +33,7 @@ from da_leukemia.config.schema import (
 __all__ = [
     "CALIBRATED",
     "CALIBRATIONS",
+    "Attributes",
     "Augmentation",
     "Calibration",
     "Data",

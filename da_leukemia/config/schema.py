@@ -119,6 +119,15 @@ class TwoStage:
 
 
 @dataclass
+class Attributes:
+    """How attributes are learned; `Detector` has their weight and their gradient."""
+
+    head: str = _choice("ours", "attridet")  # attridet: AttriDet's CNN, binary attributes only
+    loss: str = _choice("cross_entropy", "class_balanced", "asymmetric")
+    on_type: bool = False  # the predicted cell type as a second opinion
+
+
+@dataclass
 class Detector:
     """A multi-task detector: ours, or torchvision's Faster R-CNN, on any timm backbone."""
 
@@ -132,6 +141,7 @@ class Detector:
     strides: list[int] = field(default_factory=lambda: [8, 16, 32])
     attribute_weight: float = 0.2  # 0 = no attribute head
     attribute_gradient: float = 0.1  # share of the attribute gradient that reaches the backbone
+    attributes: Attributes = field(default_factory=Attributes)
     score_threshold: float = 0.01
     nms_iou: float = 0.6
     max_detections: int = 100
@@ -347,6 +357,8 @@ class Job:
         identity["data"]["domains"] = domains
         if self.detector.norm == "batch":  # as before there was a choice
             del identity["detector"]["norm"]
+        if self.detector.attributes == Attributes():  # as before there was a choice
+            del identity["detector"]["attributes"]
         if self.detector.kind == "one_stage":  # as before there was another
             del identity["detector"]["kind"], identity["detector"]["two_stage"]
         identity["version"] = IDENTITY_VERSION

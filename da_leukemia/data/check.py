@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
 from da_leukemia.data.integrity import Outside, whole
 from da_leukemia.data.readers import (
@@ -202,6 +203,8 @@ def _report(
     sizes = Counter(outside.size for _, outside in opened.looked)
     colour, sharpness, decoded = _appearance(opened.chosen, log, pool, step)
     _twins([f for f, _ in opened.looked], log)
+    for same in constant_attributes(attribute_counts(index.fields, space), space):
+        log.add("attribute_constant", same)
     labels = np.concatenate([np.zeros(0, np.int64), *(f.labels for f in index.fields)])
     codes = np.concatenate(
         [np.zeros((0, len(space.attributes)), np.int64), *(f.attributes for f in index.fields)]
