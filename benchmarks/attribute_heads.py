@@ -1,7 +1,7 @@
 """What attributes cost: a training step with each attribute head against the step without.
 
-Forward, losses, backward and AdamW of the same detector on the same images and boxes, already on the
-device, weights in channels-last order; the variants take turns in one process, so that a busy
+Forward, losses, backward and AdamW of the same detector on the same images and boxes, already on
+the device, weights in channels-last order; the variants take turns in one process, so that a busy
 machine slows all alike. Printed is the median over the rounds of a variant's time over that of the
 step without attributes *in the same round*; on a CPU that is the processor's time, not the clock's.
 

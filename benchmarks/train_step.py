@@ -62,7 +62,7 @@ class PyramidBackbone(nn.Module):
 
 
 def make_targets(batch: int, size: int, cells: int = 6, space: LabelSpace = WBC) -> Targets:
-    """Draw the cells of a batch: ``cells`` boxes of 24 to 80 pixels per image, of the first type."""
+    """Draw the cells of a batch: ``cells`` boxes of 24 to 80 px per image, of one type."""
     generator = torch.Generator().manual_seed(0)
     side = 24 + 56 * torch.rand(batch, cells, 1, generator=generator)
     low = torch.rand(batch, cells, 2, generator=generator) * (size - side)

@@ -76,8 +76,8 @@ def asymmetric_loss(
 def class_balanced_weights(counts: Tensor, beta: float = 0.999) -> Tensor:
     """Weights by the effective number of samples (Cui et al., CVPR 2019, eq. 2).
 
-    (1 - beta) / (1 - beta^n). As there, they sum to the number of values; of those that occur, since the weight of a value
-    that never does is 0. All are 1 where nobody counted (-1).
+    (1 - beta) / (1 - beta^n). As there, they sum to the number of values; of those that occur,
+    since the weight of a value that never does is 0. All are 1 where nobody counted (-1).
 
     Args:
         counts: ``(V,)`` samples of each value.
