@@ -11,6 +11,7 @@ from typing import Any
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
 from da_leukemia.config.executors import Ray, Slurm
+from da_leukemia.config.published import Published
 from da_leukemia.labels import LABEL_SPACES
 
 IDENTITY_VERSION = 1
@@ -186,6 +187,14 @@ class Trainer:
     deterministic: bool = True
 
 
+METRICS = (
+    *("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end"),
+    *("attribute_balanced_accuracy", "ece"),
+    *("attribute_f1_true_boxes", "attribute_ece", "ap50_without_none"),
+    *("map50_as_released", "attribute_f1_as_released"),
+)
+"""Scores of a result that the matrix is made of, in the order of the report."""
+
 SOURCES_MARK = "+"
 """Between the devices of a source that is several."""
 
@@ -221,6 +230,8 @@ class Experiment:
     runs_dir: str = "runs"
     data: Data = field(default_factory=Data)
     detector: Detector = field(default_factory=Detector)
+    # an axis like methods: what each changes of `detector`, by name; default: that one alone
+    detectors: dict[str, Detector] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
     trainer: Trainer = field(default_factory=Trainer)
     selection: Selection = field(default_factory=Selection)
@@ -233,6 +244,11 @@ class Experiment:
     calibration: list[str] | None = None  # an axis like methods; default: data.calibration
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
     seeds: list[int] = field(default_factory=lambda: [0])
+    # tables whose numbers the report prints ours beside: names of configs/published
+    published: list[str] = field(default_factory=list)
+    published_tables: dict[str, Published] = field(
+        default_factory=dict
+    )  # those, or others in place
     tracking: str = _choice("none", "wandb")
     executor: str = _choice("local", "slurm", "ray")
     slurm: Slurm = field(default_factory=Slurm)
@@ -245,6 +261,12 @@ class Experiment:
     def folder(self) -> Path:
         """Where the sweep lives: ``runs_dir/name``."""
         return Path(self.runs_dir) / self.name
+
+
+def chosen_detectors(experiment: Experiment) -> dict[str, Detector]:
+    """Return the detectors that are trained, by where their settings stand."""
+    named = {f"detectors.{name}": settings for name, settings in experiment.detectors.items()}
+    return named or {"detector": experiment.detector}
 
 
 def active_components(method: Method) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from da_leukemia.config import Data, Experiment, devices_of
+from da_leukemia.config import Data, Experiment, chosen_detectors, devices_of
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.cache import audit_once, cache_folder, read_cached
 from da_leukemia.data.experiment import domain_source, no_images, read_experiment_data
@@ -90,7 +90,7 @@ def _warn_of_constant_attributes(
     experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split
 ) -> None:
     """Say what the attribute heads cannot learn; they leave it alone (`AttributeHead.know`)."""
-    if experiment.detector.attribute_weight == 0:
+    if not any(d.attribute_weight for d in chosen_detectors(experiment).values()):
         return
     space = get_label_space(experiment.data.label_space)
     for source in experiment.sources or []:
