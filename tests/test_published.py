@@ -195,8 +195,15 @@ def test_mistakes_in_the_settings_of_attributes(tmp_path, change, said):
 # --- published tables ----------------------------------------------------------------------------
 
 
-def test_ours_and_theirs_stand_in_one_row_and_what_is_unknown_is_empty(tmp_path):
-    experiment, results = make_sweep(tmp_path, seeds=(0,))
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep, its results, and the file that keeps its intervals."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return *make_sweep(folder, seeds=(0,)), folder / "intervals.json"
+
+
+def test_ours_and_theirs_stand_in_one_row_and_what_is_unknown_is_empty(sweep):
+    experiment, results, cache = sweep
     a, b = experiment.sources[:2]
     experiment.published_tables = {
         "paper": table_of(
@@ -205,7 +212,7 @@ def test_ours_and_theirs_stand_in_one_row_and_what_is_unknown_is_empty(tmp_path)
             elsewhere=("no_device", "no_device", {"theirs": 99.0}),
         )
     }
-    contents = gather(experiment, results)
+    contents = gather(experiment, results, cache)
     (side,) = sides(contents, experiment.published_tables["paper"])
     assert side.header[-2:] == ["Their System", "unlisted"]  # nobody published Silent's
     assert [row[0] for row in side.rows] == [a, f"{a} to {b}"]
@@ -221,12 +228,12 @@ def test_ours_and_theirs_stand_in_one_row_and_what_is_unknown_is_empty(tmp_path)
     assert "Their System" in published_section(contents)
 
 
-def test_no_run_yet_is_a_dash(tmp_path):
-    experiment, results = make_sweep(tmp_path, seeds=(0,))
+def test_no_run_yet_is_a_dash(sweep):
+    experiment, results, cache = sweep
     a = experiment.sources[0]
     experiment.published_tables = {"paper": table_of(same=(a, a, {"theirs": 41.0}))}
     kept = [r for r in results if r["source"] != a]
-    (side,) = sides(gather(experiment, kept), experiment.published_tables["paper"])
+    (side,) = sides(gather(experiment, kept, cache), experiment.published_tables["paper"])
     ours = [c for c, h in zip(side.rows[0], side.header, strict=True) if h.startswith("ours")]
     assert set(ours) == {"-"}
 
