@@ -35,7 +35,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from da_leukemia.config import Detector
 from da_leukemia.data.batches import Targets
-from da_leukemia.labels import WBC
+from da_leukemia.labels import WBC, LabelSpace
 from da_leukemia.models.backbone import Backbone
 from da_leukemia.models.factory import build_detector
 
@@ -61,18 +61,18 @@ class PyramidBackbone(nn.Module):
         return levels
 
 
-def make_targets(batch: int, size: int, cells: int = 6) -> Targets:
-    """Draw the cells of a batch: ``cells`` boxes of 24 to 80 pixels per image."""
+def make_targets(batch: int, size: int, cells: int = 6, space: LabelSpace = WBC) -> Targets:
+    """Draw the cells of a batch: ``cells`` boxes of 24 to 80 px per image, of one type."""
     generator = torch.Generator().manual_seed(0)
     side = 24 + 56 * torch.rand(batch, cells, 1, generator=generator)
     low = torch.rand(batch, cells, 2, generator=generator) * (size - side)
-    codes = [torch.randint(n, (batch, cells), generator=generator) for n in WBC.attribute_sizes]
+    codes = [torch.randint(n, (batch, cells), generator=generator) for n in space.attribute_sizes]
     return Targets(
         torch.cat([low, low + side], -1),
         torch.zeros(batch, cells, dtype=torch.int64),
         torch.stack(codes, -1),
         torch.ones(batch, cells, dtype=torch.bool),
-        torch.ones(batch, 1, dtype=torch.bool),
+        torch.ones(batch, len(space.classes), dtype=torch.bool),
     )
 
 

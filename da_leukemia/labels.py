@@ -203,6 +203,20 @@ never a target, never a false positive); "-" background (not read). Spaces in th
 `LABEL_SPACES`.
 """
 
+_NO_CELL = frozenset(
+    normalise(name)
+    for name in (LEUKEMIAATTRI.classes[0], *(alias for alias, _ in LEUKEMIAATTRI.aliases))
+)
+
+
+def is_cell(name: str) -> bool:
+    """Tell whether a class is of cells: "none", an artefact that is boxed, is not.
+
+    What is no cell has no attributes.
+    """
+    return normalise(name) not in _NO_CELL
+
+
 _SYNONYMS = {
     "red blood cell": "rbc",
     "red blood cells": "rbc",

@@ -14,7 +14,7 @@ from da_leukemia.report.html import page
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import caption
 from da_leukemia.sweep.matrix import Result, build_matrix
-from da_leukemia.sweep.plan import calibrated_name, calibration_of, make_plan, unique
+from da_leukemia.sweep.plan import calibration_of, full_name, make_plan, unique
 
 
 def experiment(**settings):
@@ -40,9 +40,9 @@ def results(*extra):
 
 
 def test_names_say_what_was_calibrated():
-    assert calibrated_name("fda", ()) == "fda"
-    assert calibrated_name("fda", ("scale", "illumination", "colour")) == "fda+calibrated"
-    assert calibrated_name("fda", ("scale", "colour")) == "fda+scale+colour"
+    assert full_name("fda", ()) == "fda"
+    assert full_name("fda", ("scale", "illumination", "colour")) == "fda+calibrated"
+    assert full_name("fda", ("scale", "colour")) == "fda+scale+colour"
     assert [calibration_of(n) for n in ("fda", "fda+calibrated", "fda+scale+colour")] == [
         "",
         "+calibrated",

@@ -87,9 +87,11 @@ class AttributeReader(torch.nn.Module):
         super().__init__()
         self.oracle = oracle
         self.sizes = SPACE.attribute_sizes
+        self.needs_types = False
 
-    def forward(self, features, boxes, stride):
-        del stride
+    def forward(self, maps, boxes, strides, types, draw):
+        del strides, types, draw
+        (features,) = maps
         logits = torch.zeros(*boxes.shape[:2], sum(self.sizes))
         for row, number in enumerate(features[:, 0, 0, 0].round().long().tolist()):
             field = self.oracle.data.fields[self.oracle.data.windows[number][0]]

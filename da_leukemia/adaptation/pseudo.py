@@ -63,7 +63,8 @@ def attribute_codes(
         usable: ``(B, K, A)`` bool, or what broadcasts to it.
     """
     best = [part.max(-1) for part in torch.split(probabilities, list(sizes), -1)]
-    sure = torch.stack([b.values for b in best], -1) >= threshold
+    share = torch.stack([b.values for b in best], -1)
+    sure = (share >= threshold) & (share > 0)  # 0: it has no answer
     codes = torch.stack([b.indices for b in best], -1)
     return torch.where(sure & usable, codes, -1)
 

@@ -13,6 +13,8 @@ from da_leukemia.config.files import (
 from da_leukemia.config.schema import (
     CALIBRATED,
     CALIBRATIONS,
+    METRICS,
+    Attributes,
     Augmentation,
     Calibration,
     Data,
@@ -26,12 +28,15 @@ from da_leukemia.config.schema import (
     Trainer,
     TwoStage,
     active_components,
+    chosen_detectors,
     devices_of,
 )
 
 __all__ = [
     "CALIBRATED",
     "CALIBRATIONS",
+    "METRICS",
+    "Attributes",
     "Augmentation",
     "Calibration",
     "Data",
@@ -45,6 +50,7 @@ __all__ = [
     "Trainer",
     "TwoStage",
     "active_components",
+    "chosen_detectors",
     "complete",
     "devices_of",
     "job_of",

@@ -18,10 +18,12 @@ from da_leukemia.config.schema import (
     CALIBRATIONS,
     SOURCES_MARK,
     TWINS,
+    Attributes,
     Detector,
     Experiment,
     TwoStage,
     active_components,
+    chosen_detectors,
     devices_of,
 )
 from da_leukemia.errors import did_you_mean
@@ -145,36 +147,48 @@ def _check_source_free(name: str, method: Method) -> list[str]:
     return found
 
 
-def check_fit(name: str, method: Method, detector: Detector) -> list[str]:
-    """Return why a method, whose settings are sound, cannot run on a detector."""
+def check_fit(name: str, method: Method, detector: Detector, where: str) -> list[str]:
+    """Return why a method, whose settings are sound, cannot run on the detector of a section."""
     found = []
     for settings in active_components(method):
         kind = settings.pop("name")
         why = refusal(COMPONENTS[kind](**settings), detector.kind)
         if why:
-            found.append(f"methods: {name!r} cannot run on detector.kind={detector.kind}: {why}")
+            found.append(f"methods: {name!r} cannot run on {where}.kind={detector.kind}: {why}")
     return found
 
 
-def check_detector(detector: Detector) -> list[str]:
-    """Return every number of a detector that cannot be."""
+def check_detector(detector: Detector, where: str = "detector") -> list[str]:
+    """Return every setting of a detector that cannot be, ``where`` it stands."""
+    found = [
+        f"{where}.{key}: expected 0 or more, got {getattr(detector, key)}"
+        for key in ("attribute_weight", "attribute_gradient")
+        if getattr(detector, key) < 0
+    ]
+    if detector.attribute_weight == 0 and detector.attributes != Attributes():
+        found.append(
+            f"{where}.attributes: means nothing with {where}.attribute_weight=0, which leaves out "
+            "the attribute head"
+        )
     two = detector.two_stage
     if detector.kind == "one_stage":
-        if two == TwoStage():
-            return []
-        return ["detector.two_stage: means nothing for kind one_stage; set kind: faster_rcnn"]
-    found = [
-        f"detector.two_stage.{key}: expected at least 1, got {getattr(two, key)}"
+        if two != TwoStage():
+            found.append(
+                f"{where}.two_stage: means nothing for kind one_stage; set kind: faster_rcnn"
+            )
+        return found
+    found += [
+        f"{where}.two_stage.{key}: expected at least 1, got {getattr(two, key)}"
         for key in ("proposals", "sampled", "hidden")
         if getattr(two, key) < 1
     ]
     if not two.anchors or min(two.anchors) <= 0:
-        found.append(f"detector.two_stage.anchors: expected sides above 0, got {two.anchors}")
+        found.append(f"{where}.two_stage.anchors: expected sides above 0, got {two.anchors}")
     strides = sorted(detector.strides)
     steps = itertools.pairwise(strides)
     if any(after != 2 * before for before, after in steps):
         found.append(
-            f"detector.strides: {strides} leave a gap; faster_rcnn pools by torchvision's "
+            f"{where}.strides: {strides} leave a gap; faster_rcnn pools by torchvision's "
             "MultiScaleRoIAlign, which wants each stride to be twice the one before"
         )
     return found
@@ -204,18 +218,58 @@ def check_calibration(experiment: Experiment) -> list[str]:
     return found
 
 
-def check_numbers(experiment: Experiment) -> list[str]:
-    """Return every number of an experiment that cannot be."""
-    problems = []
-    data, trainer, detector = experiment.data, experiment.trainer, experiment.detector
+def _check_detector_in(experiment: Experiment, detector: Detector, where: str) -> list[str]:
+    """Return what of a detector does not go with the experiment's data and methods."""
+    data, found = experiment.data, check_detector(detector, where)
     if min(detector.strides, default=0) < 1:
-        problems.append(f"detector.strides: expected numbers above 0, got {detector.strides}")
+        found.append(f"{where}.strides: expected numbers above 0, got {detector.strides}")
     elif data.image_size % max(detector.strides) or data.image_size <= 0:
-        problems.append(
+        found.append(
             f"data.image_size: {data.image_size} is no positive multiple of the largest stride "
             f"{max(detector.strides)}"
         )
-    problems += check_detector(detector)
+    found += [
+        f"methods: {name!r} estimates BatchNorm anew, of which {where}.norm=group leaves none"
+        for name in experiment.methods
+        if detector.norm == "group"
+        and any(
+            c.get("name") == "adabn" and c.get("weight", 1)
+            for c in getattr(experiment.adaptations.get(name), "components", [])
+        )
+    ]
+    head = detector.attribute_weight > 0 and LABEL_SPACES[data.label_space].attributes
+    found += [
+        f"methods: {name!r} compares features of attributes, but there is no attribute head: "
+        f"{where}.attribute_weight is {detector.attribute_weight}, label space "
+        f"{data.label_space!r} has {len(LABEL_SPACES[data.label_space].attributes)} attributes"
+        for name in experiment.methods
+        if not head
+        and any(
+            c.get("features") == "attributes" and c.get("weight", 1)
+            for c in getattr(experiment.adaptations.get(name), "components", [])
+        )
+    ]
+    sizes = LABEL_SPACES[data.label_space].attribute_sizes
+    if head and detector.attributes.head == "attridet" and 2 not in sizes:
+        found.append(
+            f"{where}.attributes.head: attridet reads attributes of two values, of which label "
+            f"space {data.label_space!r} has none; use head: ours"
+        )
+    return found
+
+
+def check_numbers(experiment: Experiment) -> list[str]:
+    """Return every number of an experiment that cannot be."""
+    problems = []
+    data, trainer = experiment.data, experiment.trainer
+    for where, detector in chosen_detectors(experiment).items():
+        problems += _check_detector_in(experiment, detector, where)
+    problems += [
+        f"detectors.{name}: a name cannot hold {mark!r}, which joins the parts of a run's name"
+        for name in experiment.detectors
+        for mark in "+:@"
+        if mark in name
+    ]
     problems += [
         f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
         for key in ("steps", "epoch_steps", "batch_size", "threads")
@@ -244,27 +298,6 @@ def check_numbers(experiment: Experiment) -> list[str]:
         "source"
         for name in data.domains
         if SOURCES_MARK in name
-    ]
-    problems += [
-        f"methods: {name!r} estimates BatchNorm anew, of which detector.norm=group leaves none"
-        for name in experiment.methods
-        if detector.norm == "group"
-        and any(
-            c.get("name") == "adabn" and c.get("weight", 1)
-            for c in getattr(experiment.adaptations.get(name), "components", [])
-        )
-    ]
-    head = detector.attribute_weight > 0 and LABEL_SPACES[data.label_space].attributes
-    problems += [
-        f"methods: {name!r} compares features of attributes, but there is no attribute head: "
-        f"detector.attribute_weight is {detector.attribute_weight}, label space "
-        f"{data.label_space!r} has {len(LABEL_SPACES[data.label_space].attributes)} attributes"
-        for name in experiment.methods
-        if not head
-        and any(
-            c.get("features") == "attributes" and c.get("weight", 1)
-            for c in getattr(experiment.adaptations.get(name), "components", [])
-        )
     ]
     problems += [
         f"twins: unknown value {value!r}{did_you_mean(value, TWINS)}"

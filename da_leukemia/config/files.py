@@ -17,11 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config.check import check_calibration, check_fit, check_method, check_numbers
 from da_leukemia.config.check import problems as problems_of
+from da_leukemia.config.published import Published, check_published
 from da_leukemia.config.schema import (
     LEAVE_ONE_OUT,
+    METRICS,
     SOURCES_MARK,
     Experiment,
     Job,
+    chosen_detectors,
     devices_of,
 )
 from da_leukemia.errors import ConfigError, did_you_mean
@@ -112,6 +115,23 @@ def load_method(name: str, near: Path | None = None) -> Method:
     return method
 
 
+def load_published(name: str, near: Path | None = None) -> Published:
+    """Load ``configs/published/NAME.yaml``, near the experiment first.
+
+    Raises:
+        ConfigError: no such table, or a file with problems.
+    """
+    path = _find("published", name, near, "published")
+    content = OmegaConf.to_container(_load_extended(path), resolve=True)
+    assert isinstance(content, dict)
+    given = {str(k): v for k, v in content.items()}
+    problems = list(problems_of(Published, given, f"{path.name}: "))
+    if problems:
+        raise ConfigError(problems)
+    table: Published = _typed(Published, given)
+    return table
+
+
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file and apply ``key=value`` overrides.
 
@@ -143,12 +163,27 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     domains = given.get("data", {}).get("domains") if isinstance(given.get("data"), dict) else None
     if isinstance(domains, dict):
         given["data"]["domains"] = {n: ({} if d is None else d) for n, d in domains.items()}
+    given = _detectors_over_their_base(given)
     problems = [f"{path}: {p}" for p in problems_of(Experiment, given, "")]
     if problems:
         raise ConfigError(problems)
     experiment: Experiment = _typed(Experiment, given)
     complete(experiment, path)
     return experiment
+
+
+def _detectors_over_their_base(given: dict[str, Any]) -> dict[str, Any]:
+    """Write out what each of `detectors` shares with `detector`; what is no section stays."""
+    base, named = given.get("detector", {}), given.get("detectors")
+    if not isinstance(base, dict) or not isinstance(named, dict):
+        return given
+    whole = {
+        name: OmegaConf.to_container(OmegaConf.merge(base, own or {}))
+        if isinstance(own, dict | None)
+        else own
+        for name, own in named.items()
+    }
+    return {**given, "detectors": whole}
 
 
 def complete(experiment: Experiment, path: Path | None = None) -> None:
@@ -191,9 +226,18 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
                 experiment.adaptations[name] = load_method(name, path)
             method = experiment.adaptations[name]
             wrong = check_method(name, method)
-            problems += wrong or check_fit(name, method, experiment.detector)
+            for where, detector in chosen_detectors(experiment).items() if not wrong else ():
+                problems += check_fit(name, method, detector, where)
+            problems += wrong
         except ConfigError as error:
             problems += error.problems
+    for name in experiment.published:
+        try:
+            if name not in experiment.published_tables:
+                experiment.published_tables[name] = load_published(name, path)
+        except ConfigError as error:
+            problems += error.problems
+    problems += check_published(experiment.published_tables, domains, METRICS)
     problems += check_numbers(experiment)
     if problems:
         raise ConfigError([f"{path}: {p}" if path else p for p in problems])

@@ -11,6 +11,7 @@ from typing import Any
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
 from da_leukemia.config.executors import Ray, Slurm
+from da_leukemia.config.published import Published
 from da_leukemia.labels import LABEL_SPACES
 
 IDENTITY_VERSION = 1
@@ -119,6 +120,15 @@ class TwoStage:
 
 
 @dataclass
+class Attributes:
+    """How attributes are learned; `Detector` has their weight and their gradient."""
+
+    head: str = _choice("ours", "attridet")  # attridet: AttriDet's CNN, binary attributes only
+    loss: str = _choice("cross_entropy", "class_balanced", "asymmetric")
+    on_type: bool = False  # the predicted cell type as a second opinion
+
+
+@dataclass
 class Detector:
     """A multi-task detector: ours, or torchvision's Faster R-CNN, on any timm backbone."""
 
@@ -132,6 +142,7 @@ class Detector:
     strides: list[int] = field(default_factory=lambda: [8, 16, 32])
     attribute_weight: float = 0.2  # 0 = no attribute head
     attribute_gradient: float = 0.1  # share of the attribute gradient that reaches the backbone
+    attributes: Attributes = field(default_factory=Attributes)
     score_threshold: float = 0.01
     nms_iou: float = 0.6
     max_detections: int = 100
@@ -176,6 +187,14 @@ class Trainer:
     deterministic: bool = True
 
 
+METRICS = (
+    *("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end"),
+    *("attribute_balanced_accuracy", "ece"),
+    *("attribute_f1_true_boxes", "attribute_ece", "ap50_without_none"),
+    *("map50_as_released", "attribute_f1_as_released"),
+)
+"""Scores of a result that the matrix is made of, in the order of the report."""
+
 SOURCES_MARK = "+"
 """Between the devices of a source that is several."""
 
@@ -211,6 +230,8 @@ class Experiment:
     runs_dir: str = "runs"
     data: Data = field(default_factory=Data)
     detector: Detector = field(default_factory=Detector)
+    # an axis like methods: what each changes of `detector`, by name; default: that one alone
+    detectors: dict[str, Detector] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
     trainer: Trainer = field(default_factory=Trainer)
     selection: Selection = field(default_factory=Selection)
@@ -223,6 +244,11 @@ class Experiment:
     calibration: list[str] | None = None  # an axis like methods; default: data.calibration
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
     seeds: list[int] = field(default_factory=lambda: [0])
+    # tables whose numbers the report prints ours beside: names of configs/published
+    published: list[str] = field(default_factory=list)
+    published_tables: dict[str, Published] = field(
+        default_factory=dict
+    )  # those, or others in place
     tracking: str = _choice("none", "wandb")
     tracking_checkpoints: bool = False  # send each job's weights as an artifact
     executor: str = _choice("local", "slurm", "ray")
@@ -236,6 +262,12 @@ class Experiment:
     def folder(self) -> Path:
         """Where the sweep lives: ``runs_dir/name``."""
         return Path(self.runs_dir) / self.name
+
+
+def chosen_detectors(experiment: Experiment) -> dict[str, Detector]:
+    """Return the detectors that are trained, by where their settings stand."""
+    named = {f"detectors.{name}": settings for name, settings in experiment.detectors.items()}
+    return named or {"detector": experiment.detector}
 
 
 def active_components(method: Method) -> list[dict[str, Any]]:
@@ -354,6 +386,8 @@ class Job:
         identity["data"]["domains"] = domains
         if self.detector.norm == "batch":  # as before there was a choice
             del identity["detector"]["norm"]
+        if self.detector.attributes == Attributes():  # as before there was a choice
+            del identity["detector"]["attributes"]
         if self.detector.kind == "one_stage":  # as before there was another
             del identity["detector"]["kind"], identity["detector"]["two_stage"]
         identity["version"] = IDENTITY_VERSION

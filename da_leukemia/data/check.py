@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
 from da_leukemia.data.integrity import Outside, whole
 from da_leukemia.data.readers import (
@@ -37,6 +38,9 @@ from da_leukemia.labels import LEUKEMIAATTRI, LabelSpace
 
 SAMPLE = 50
 """Images per domain that are decoded where not all are."""
+
+FEW = 20
+"""Cells of known value from which it is worth saying that an attribute never varies."""
 
 DECODE = ("sample", "all")
 """Which images are decoded, for colour, sharpness and damage in the middle of a file."""
@@ -202,6 +206,9 @@ def _report(
     sizes = Counter(outside.size for _, outside in opened.looked)
     colour, sharpness, decoded = _appearance(opened.chosen, log, pool, step)
     _twins([f for f, _ in opened.looked], log)
+    tally = attribute_counts(index.fields, space)
+    for same in constant_attributes(np.where(tally.sum(1, keepdims=True) < FEW, 0, tally), space):
+        log.add("attribute_constant", same)
     labels = np.concatenate([np.zeros(0, np.int64), *(f.labels for f in index.fields)])
     codes = np.concatenate(
         [np.zeros((0, len(space.attributes)), np.int64), *(f.attributes for f in index.fields)]

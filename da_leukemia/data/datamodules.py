@@ -10,6 +10,7 @@ import lightning as L
 from torch.utils.data import DataLoader, Sampler
 
 from da_leukemia.config import Trainer
+from da_leukemia.data.attributes import attribute_counts
 from da_leukemia.data.dataset import (
     EpochSampler,
     FieldDataset,
@@ -17,7 +18,7 @@ from da_leukemia.data.dataset import (
     ShareSampler,
     shares,
 )
-from da_leukemia.data.fields import FieldIndex, FieldOfView
+from da_leukemia.data.fields import FieldIndex, FieldOfView, IntArray
 from da_leukemia.data.images import Memory, Store
 from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError
@@ -84,6 +85,14 @@ class DomainDataModule(L.LightningDataModule):
             part: FieldDataset(list(chain(*fields)), space, how, self.store, seed * 2)
             for part, fields in chosen.items()
         }
+
+    def attribute_counts(self) -> IntArray | None:
+        """Return ``(A, V)`` labelled training cells by attribute and value; None without a source.
+
+        Fields of a target that is learned from with labels count, an unlabelled target has none.
+        """
+        train = self.parts["train"]
+        return attribute_counts(train.fields, train.space) if len(train) else None
 
     def _train_loader(
         self, part: FieldDataset, groups: Sequence[range], labelled: bool, stream: int

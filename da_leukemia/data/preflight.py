@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from da_leukemia.config import Data, Experiment, devices_of
+from da_leukemia.config import Data, Experiment, chosen_detectors, devices_of
+from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.cache import audit_once, cache_folder, read_cached
 from da_leukemia.data.experiment import domain_source, no_images, read_experiment_data
 from da_leukemia.data.fields import FieldIndex
@@ -75,6 +76,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
+    _warn_of_constant_attributes(experiment, indexes, split)
     if experiment.folder.is_dir():
         path = experiment.folder / "split.json"
         try:
@@ -82,6 +84,24 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
     return indexes, split
+
+
+def _warn_of_constant_attributes(
+    experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split
+) -> None:
+    """Say what the attribute heads cannot learn; they leave it alone (`AttributeHead.know`)."""
+    if not any(d.attribute_weight for d in chosen_detectors(experiment).values()):
+        return
+    space = get_label_space(experiment.data.label_space)
+    for source in experiment.sources or []:
+        fields = [f for d in devices_of(source) for f in split.select(indexes[d], "train")]
+        for same in constant_attributes(attribute_counts(fields, space), space):
+            _LOG.warning(
+                "%s: attribute %s in the training part: it is not learned, and detections of this "
+                "source's runs carry no answer to it",
+                source,
+                same,
+            )
 
 
 def _leaks(data: Data, indexes: Sequence[FieldIndex], split: Split) -> list[str]:

@@ -70,6 +70,9 @@ class AttributeTable:
     no attribute to be wrong about and are left to AP. Macro means are over values that occur in
     the truth concerned; a wrong prediction of another value costs through the true one.
 
+    An attribute that the detector has no answer to on any of the fields (see `answered`) has no
+    score, neither the detector's nor the lookup's.
+
     *On true boxes* (``given_boxes``): nothing is matched, for the detector was asked to read the
     attributes at the true boxes; every cell counts as found.
 
@@ -121,6 +124,9 @@ class AttributeTable:
         values = max(space.attribute_sizes)
         labels = [f.true_labels if given_boxes else f.labels for f in fields]
         probabilities = [read_attributes(f, given_boxes) for f in fields]
+        truth = np.where(answered(probabilities, space), truth, -1)
+        if not (truth >= 0).any():
+            return None
         if lookup is not None:
             predictions = [lookup.predict(found) for found in labels]
         elif all(p.shape[1] == 0 for p in probabilities):
@@ -231,6 +237,24 @@ def split_attributes(key: str, probabilities: FloatArray, space: LabelSpace) -> 
             f"label space {space.name} has {sum(space.attribute_sizes)} values"
         )
     return np.split(probabilities, np.cumsum(space.attribute_sizes)[:-1], axis=1)
+
+
+def answered(probabilities: Sequence[FloatArray], space: LabelSpace) -> NDArray[np.bool_]:
+    """Return ``(A,)``: which attributes a detector has an answer to.
+
+    Where it has none, the probability of every value is 0 (`AttributeHead.probabilities`): the
+    head does not read the attribute, or training did not tell its values apart.
+
+    Args:
+        probabilities: ``(n, S)`` of each field; without any the question is open, and all count.
+        space: label space of the columns.
+    """
+    said = [p for p in probabilities if p.shape[1] and len(p)]
+    if not said:
+        return np.ones(len(space.attributes), dtype=np.bool_)
+    highest = np.stack([p.max(axis=0) for p in said]).max(axis=0)[None]
+    parts = split_attributes("records", highest, space)
+    return np.array([part.max() > 0 for part in parts], dtype=np.bool_)
 
 
 def _most_likely(key: str, probabilities: FloatArray, space: LabelSpace) -> IntArray:

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from da_leukemia.evaluation.attributes import MATCH_IOU, attribute_rows, split_attributes
+from da_leukemia.evaluation.attributes import (
+    MATCH_IOU,
+    answered,
+    attribute_rows,
+    split_attributes,
+)
 from da_leukemia.evaluation.detection import MatchTable
 from da_leukemia.evaluation.matching import inside_region, match
 from da_leukemia.evaluation.records import FieldRecord
@@ -100,8 +105,13 @@ def attribute_reliability(
     none = np.zeros((0, sum(space.attribute_sizes)), np.float32)
     said = np.concatenate([none, *(f.attribute_probs for f in fields if len(f.labels))])
     parts = split_attributes("records", said[detection], space)
+    has_answer = answered([said], space)
+    if not has_answer.any():
+        return None
     confidences, rights, by_name = [], [], {}
     for column, part in enumerate(parts):
+        if not has_answer[column]:
+            continue
         codes = truth[:, column]
         known = codes >= 0
         confidence = part.max(axis=1)[known].astype(np.float64).clip(0, 1)

@@ -96,7 +96,8 @@ def found_cells(
         codes = np.full((len(kept), width), -1)
         if field.attribute_probs.shape[1] and len(kept):
             parts = split_attributes(field.key, field.attribute_probs[kept], space)
-            codes = np.stack([part.argmax(axis=1) for part in parts], axis=1)
+            said = [np.where(part.max(axis=1) > 0, part.argmax(axis=1), -1) for part in parts]
+            codes = np.stack(said, axis=1)
         attributes.append(codes)
     return Cells(np.concatenate(labels), np.concatenate(attributes))
 

@@ -40,6 +40,7 @@ class Backbone(nn.Module):
     Attributes:
         strides: the strides that come out, ascending.
         channels: channels of each map.
+        shallow: strides of further maps that come out behind them (see `also`).
     """
 
     def __init__(
@@ -70,12 +71,9 @@ class Backbone(nn.Module):
             ) from error
         reductions = [int(r) for r in probe.feature_info.reduction()]
         # The deepest map of a stride carries the most; some networks repeat one.
-        deepest = {r: i for i, r in enumerate(reductions)}
-        missing = [s for s in strides if s not in deepest]
-        if missing:
-            raise ConfigError(
-                f"detector.strides: {name!r} has no map at stride {missing}; it has {reductions}"
-            )
+        self._deepest = {r: i for i, r in enumerate(reductions)}
+        self._name = name
+        indices = self._places(strides, "detector.strides")
         if pretrained:
             try:
                 weights = timm.create_model(name, features_only=True, pretrained=True).state_dict()
@@ -90,11 +88,11 @@ class Backbone(nn.Module):
                 f"detector.norm: {name!r} has no BatchNorm that GroupNorm could replace; leave "
                 "detector.norm=batch"
             )
-        indices = [deepest[s] for s in strides]
-        channels = probe.feature_info.channels()
+        self._all_channels = [int(c) for c in probe.feature_info.channels()]
         self.body = probe
         self.strides = strides
-        self.channels = tuple(int(channels[i]) for i in indices)
+        self.channels = tuple(self._all_channels[i] for i in indices)
+        self.shallow: tuple[int, ...] = ()
         self._indices = indices
         mean = probe.pretrained_cfg.get("mean", (0.485, 0.456, 0.406))
         std = probe.pretrained_cfg.get("std", (0.229, 0.224, 0.225))
@@ -103,12 +101,36 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    def _places(self, strides: tuple[int, ...], wanted_by: str) -> list[int]:
+        missing = [s for s in strides if s not in self._deepest]
+        if missing:
+            raise ConfigError(
+                f"{wanted_by}: {self._name!r} has no map at stride {missing}; it has "
+                f"{list(self._deepest)}"
+            )
+        return [self._deepest[s] for s in strides]
+
+    def also(self, strides: tuple[int, ...], wanted_by: str) -> tuple[int, ...]:
+        """Let further maps come out, which the network computes anyway; return their channels.
+
+        Args:
+            strides: of the maps; they replace those asked for before.
+            wanted_by: the setting that needs them, for the message.
+
+        Raises:
+            ConfigError: the network has no such map.
+        """
+        further = self._places(strides, wanted_by)
+        self.shallow = strides
+        self._indices = self._indices[: len(self.strides)] + further
+        return tuple(self._all_channels[i] for i in further)
+
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the maps ``(B, C_i, H / stride_i, W / stride_i)``."""
+        """Return the maps ``(B, C_i, H / stride_i, W / stride_i)``, those of `shallow` last."""
         maps = self.body((images - self.mean) / self.std)
         out = []
-        for index, channels in zip(self._indices, self.channels, strict=True):
-            feature = maps[index]
+        for index in self._indices:
+            feature, channels = maps[index], self._all_channels[index]
             if feature.shape[1] != channels and feature.shape[-1] == channels:
                 feature = feature.permute(0, 3, 1, 2)  # Swin and its kin answer in NHWC
             out.append(feature)

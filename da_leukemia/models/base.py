@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from da_leukemia.config import Attributes
 from da_leukemia.data.batches import Targets
 from da_leukemia.data.views import Draw
-from da_leukemia.models.attributes import AttributeHead
+from da_leukemia.models.attributes import AttributeHead, PyramidHead
+from da_leukemia.models.attridet import AttriDetHead
 from da_leukemia.models.backbone import Backbone
 from da_leukemia.models.pyramid import FeaturePyramid
 
@@ -29,13 +31,16 @@ class Outputs:
 
     Attributes:
         features: pyramid maps ``(B, D, h, w)``, fine to coarse.
+        shallow: backbone maps ``(B, C_i, h, w)`` for an attribute head that reads them.
     """
 
     features: list[Tensor]
+    shallow: list[Tensor] = field(default_factory=list, kw_only=True)
 
     def select(self, part: slice) -> Self:
         """Return the outputs of some images of the batch."""
-        raise NotImplementedError
+        features, shallow = ([m[part] for m in maps] for maps in (self.features, self.shallow))
+        return replace(self, features=features, shallow=shallow)
 
 
 @dataclass
@@ -151,7 +156,8 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
         attribute_sizes: values of each attribute; empty for no attribute head.
         channels: width of the pyramid.
         attribute_weight: factor of the attribute loss.
-        attribute_gradient: share of its gradient that reaches the pyramid.
+        attribute_gradient: share of its gradient that reaches the features it reads.
+        attribute_settings: which head, its loss, and whether it is told the type.
         score_threshold: detections below are not returned.
         nms_iou: boxes of one class that overlap more are merged into the best.
         max_detections: at most this many per image.
@@ -171,6 +177,7 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
         channels: int,
         attribute_weight: float,
         attribute_gradient: float,
+        attribute_settings: Attributes | None,
         score_threshold: float,
         nms_iou: float,
         max_detections: int,
@@ -183,11 +190,19 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
         self.pyramid = pyramid
         self.head = head
         self.attribute_weight = attribute_weight
-        self.attributes = (
-            AttributeHead(channels, attribute_sizes, attribute_gradient)
-            if attribute_sizes and attribute_weight > 0
-            else None
-        )
+        self.attributes: AttributeHead | None = None
+        if attribute_sizes and attribute_weight > 0:
+            given = attribute_settings or Attributes()
+            common: dict[str, Any] = {
+                "gradient": attribute_gradient,
+                "loss": given.loss,
+                "types": classes if given.on_type else 0,
+            }
+            if given.head == "attridet":
+                shallow = backbone.also(AttriDetHead.shallow, "detector.attributes.head=attridet")
+                self.attributes = AttriDetHead(shallow, attribute_sizes, **common)
+            else:
+                self.attributes = PyramidHead(channels, attribute_sizes, **common)
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         self.max_detections = max_detections
@@ -212,34 +227,55 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
             attributes: whether the attribute loss is wanted; pseudo-labels come without.
         """
 
-    def attributes_at(self, outputs: Seen, boxes: Tensor) -> Tensor:
+    def see(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the pyramid, and the backbone's maps that the attribute head reads."""
+        maps = self.backbone(images)
+        levels = len(self.strides)
+        return self.pyramid(maps[:levels]), maps[levels:]
+
+    def _read_by_attributes(self, outputs: Seen) -> tuple[list[Tensor], tuple[int, ...]]:
+        if outputs.shallow:
+            return outputs.shallow, self.backbone.shallow
+        return outputs.features[:1], self.strides[:1]
+
+    def attributes_at(self, outputs: Seen, boxes: Tensor, draw: Draw | None = None) -> Tensor:
         """Read the attributes of given boxes.
+
+        A head that is told the type is told what the detector itself says of it, in training as at
+        test and without gradient: the true type, which a test has not, would be trusted more than
+        the predicted one deserves, the more so on another device.
 
         Args:
             outputs: raw answer on the images.
             boxes: ``(B, N, 4)`` padded boxes in input pixels.
+            draw: for the head's dropout; None for none.
 
         Returns:
-            Logits ``(B, N, S)``, the values of each attribute side by side; ``S = 0`` without an
-            attribute head.
+            Logits ``(B, N, S)``, the values of each attribute that the head reads side by side;
+            ``S = 0`` without an attribute head.
         """
         if self.attributes is None:
             return boxes.new_zeros((*boxes.shape[:2], 0))
-        out: Tensor = self.attributes(outputs.features[0], boxes, self.strides[0])
+        types = self.class_scores(outputs, boxes) if self.attributes.needs_types else None
+        maps, strides = self._read_by_attributes(outputs)
+        out: Tensor = self.attributes(maps, boxes, strides, types, draw)
         return out
 
     def attribute_features(self, outputs: Seen, boxes: Tensor) -> Tensor:
         """Return what the attribute head reads attributes from at boxes ``(B, K, 4)``."""
         assert self.attributes is not None
-        return self.attributes.embed(outputs.features[0], boxes, self.strides[0])
+        maps, strides = self._read_by_attributes(outputs)
+        return self.attributes.embed(maps, boxes, strides)
 
-    def attribute_loss(self, outputs: Seen, targets: Targets) -> dict[str, Tensor]:
+    def attribute_loss(
+        self, outputs: Seen, targets: Targets, draw: Draw | None = None
+    ) -> dict[str, Tensor]:
         """Return the attribute loss of cells of known type; nothing without an attribute head."""
         if self.attributes is None:
             return {}
         known = targets.mask & (targets.labels >= 0)
         codes = targets.attributes.masked_fill(~known.unsqueeze(-1), -1)
-        logits = self.attributes_at(outputs, targets.boxes)
+        logits = self.attributes_at(outputs, targets.boxes, draw)
         return {"attribute": self.attribute_weight * self.attributes.loss(logits, codes)}
 
     @abstractmethod

@@ -11,6 +11,7 @@ import torch
 from da_leukemia.config import Detector
 from da_leukemia.errors import ConfigError
 from da_leukemia.labels import LabelSpace
+from da_leukemia.models.attridet import AttriDetHead
 from da_leukemia.models.backbone import Backbone
 from da_leukemia.models.base import AnyDetector
 from da_leukemia.models.faster_rcnn import FasterRCNN
@@ -31,6 +32,7 @@ def build_detector(settings: Detector, space: LabelSpace) -> AnyDetector:
         "depth": settings.depth,
         "attribute_weight": settings.attribute_weight,
         "attribute_gradient": settings.attribute_gradient,
+        "attribute_settings": settings.attributes,
         "score_threshold": settings.score_threshold,
         "nms_iou": settings.nms_iou,
         "max_detections": settings.max_detections,
@@ -56,7 +58,9 @@ def check_settings(settings: Detector) -> None:
     strides = tuple(sorted(settings.strides))
     if len(set(strides)) != len(strides):
         raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
-    Backbone(settings.backbone, strides, norm=settings.norm)
+    backbone = Backbone(settings.backbone, strides, norm=settings.norm)
+    if settings.attributes.head == "attridet" and settings.attribute_weight > 0:
+        backbone.also(AttriDetHead.shallow, "detector.attributes.head=attridet")
     if settings.init_from and not Path(settings.init_from).is_file():
         raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
 

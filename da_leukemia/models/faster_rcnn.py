@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 
+from da_leukemia.config import Attributes
 from da_leukemia.data.batches import Targets
 from da_leukemia.data.views import Draw
 from da_leukemia.models.backbone import Backbone
@@ -58,10 +59,10 @@ class RegionOutputs(Outputs):
 
     def select(self, part: slice) -> Self:
         """Return the outputs of some images of the batch."""
-        features = [f[part] for f in self.features]
+        maps = super().select(part)
         objectness, shifts = self.objectness[part], self.shifts[part]
         kept = {name: (a[part], b[part]) for name, (a, b) in self.kept.items()}
-        return replace(self, features=features, objectness=objectness, shifts=shifts, kept=kept)
+        return replace(maps, objectness=objectness, shifts=shifts, kept=kept)
 
 
 class FasterRCNN(DetectorBase[RegionOutputs]):
@@ -86,6 +87,7 @@ class FasterRCNN(DetectorBase[RegionOutputs]):
         hidden: width of its two layers, and `region_channels`.
         attribute_weight: see `DetectorBase`, also for the rest.
         attribute_gradient: see there.
+        attribute_settings: see there.
         score_threshold: see there.
         nms_iou: see there.
         max_detections: see there.
@@ -108,6 +110,7 @@ class FasterRCNN(DetectorBase[RegionOutputs]):
         hidden: int = 256,
         attribute_weight: float = 0.2,
         attribute_gradient: float = 0.1,
+        attribute_settings: Attributes | None = None,
         score_threshold: float = 0.01,
         nms_iou: float = 0.6,
         max_detections: int = 100,
@@ -121,6 +124,7 @@ class FasterRCNN(DetectorBase[RegionOutputs]):
             channels=channels,
             attribute_weight=attribute_weight,
             attribute_gradient=attribute_gradient,
+            attribute_settings=attribute_settings,
             score_threshold=score_threshold,
             nms_iou=nms_iou,
             max_detections=max_detections,
@@ -133,8 +137,8 @@ class FasterRCNN(DetectorBase[RegionOutputs]):
 
     def forward(self, images: Tensor) -> RegionOutputs:
         """Compute features and the first stage; the second is asked where it is needed."""
-        features = self.pyramid(self.backbone(images))
-        return RegionOutputs(features, *self.head.first(features))
+        features, shallow = self.see(images)
+        return RegionOutputs(features, *self.head.first(features), shallow=shallow)
 
     # --- the two stages ----------------------------------------------------------------------
 
@@ -192,7 +196,7 @@ class FasterRCNN(DetectorBase[RegionOutputs]):
         Args:
             outputs: raw answer.
             targets: padded labels.
-            draw: for the samples of both stages.
+            draw: for the samples of both stages and the dropout of the attribute head.
             attributes: whether the attribute loss is wanted.
             boxes: whether box losses are.
         """
@@ -201,7 +205,7 @@ class FasterRCNN(DetectorBase[RegionOutputs]):
         )
         if not boxes:
             return {name: losses[name] for name in ("proposal_class", "class")}
-        return losses | self.attribute_loss(outputs, targets) if attributes else losses
+        return losses | self.attribute_loss(outputs, targets, draw) if attributes else losses
 
     def _first_loss(
         self, outputs: RegionOutputs, targets: Targets, draw: Draw | None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from da_leukemia.config import Attributes
 from da_leukemia.data.batches import Targets
 from da_leukemia.data.views import Draw
 from da_leukemia.models.assign import assign
@@ -39,8 +40,8 @@ class DenseOutputs(Outputs):
 
     def select(self, part: slice) -> Self:
         """Return the outputs of some images of the batch."""
-        features = [f[part] for f in self.features]
-        return replace(self, features=features, scores=self.scores[part], boxes=self.boxes[part])
+        maps = super().select(part)
+        return replace(maps, scores=self.scores[part], boxes=self.boxes[part])
 
 
 class Head(nn.Module):
@@ -80,6 +81,7 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
         depth: convolutions per tower.
         attribute_weight: see `DetectorBase`, also for the rest.
         attribute_gradient: see there.
+        attribute_settings: see there.
         score_threshold: see there.
         nms_iou: see there.
         max_detections: see there.
@@ -98,6 +100,7 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
         depth: int = 2,
         attribute_weight: float = 0.2,
         attribute_gradient: float = 0.1,
+        attribute_settings: Attributes | None = None,
         score_threshold: float = 0.01,
         nms_iou: float = 0.6,
         max_detections: int = 100,
@@ -111,6 +114,7 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
             channels=channels,
             attribute_weight=attribute_weight,
             attribute_gradient=attribute_gradient,
+            attribute_settings=attribute_settings,
             score_threshold=score_threshold,
             nms_iou=nms_iou,
             max_detections=max_detections,
@@ -119,7 +123,7 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
 
     def forward(self, images: Tensor) -> DenseOutputs:
         """Compute the raw maps."""
-        features = self.pyramid(self.backbone(images))
+        features, shallow = self.see(images)
         scores, boxes, points, strides = [], [], [], []
         for level, (stride, feature) in enumerate(zip(self.strides, features, strict=True)):
             score, distance = self.head(feature, level)
@@ -140,6 +144,7 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
             torch.cat(boxes, 1),
             torch.cat(points),
             torch.cat(strides),
+            shallow=shallow,
         )
 
     def loss(
@@ -152,17 +157,16 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
         background: Tensor | None = None,
         boxes: bool = True,
     ) -> dict[str, Tensor]:
-        """See `DetectorBase.loss`. Every location takes part, so nothing is drawn.
+        """See `DetectorBase.loss`. Every location takes part, so none is drawn.
 
         Args:
             outputs: raw maps.
             targets: padded labels; an image without boxes teaches background.
-            draw: not used.
+            draw: for the dropout of the attribute head.
             attributes: whether the attribute loss is wanted.
             background: ``(B, L)`` bool, where False a negative location teaches nothing.
             boxes: whether box and attribute losses are wanted.
         """
-        del draw
         found = assign(targets, outputs.points, outputs.strides)
         index = found.box
         truth = targets.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
@@ -179,7 +183,7 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
         if not boxes:
             return losses
         losses["box"] = ((1 - giou) * positive).sum() / normaliser
-        return losses | self.attribute_loss(outputs, targets) if attributes else losses
+        return losses | self.attribute_loss(outputs, targets, draw) if attributes else losses
 
     def places(self, outputs: DenseOutputs) -> Places:
         """Return class scores and boxes of every location."""

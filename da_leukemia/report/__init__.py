@@ -12,6 +12,7 @@ from da_leukemia.report.contents import Contents, gather
 from da_leukemia.report.figures import draw_matrix
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.html import page
+from da_leukemia.report.published import published_markdown, write_published
 from da_leukemia.report.selection import selection_markdown, write_selection
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import latex, markdown, missing_sentence, render_text
@@ -35,6 +36,7 @@ def write_report(
     """Write ``matrix.{csv,md,tex,png}``, ``slides.json`` and ``index.html``; return its path.
 
     Where epochs were recorded, also ``selection.csv``: what each rule of choice picks in each run.
+    Where the experiment names published tables, ``published.csv``: every number, theirs and ours.
 
     Args:
         experiment: a complete one, as `load_experiment` gives it.
@@ -50,8 +52,11 @@ def write_report(
     contents = gather(experiment, results, cache=folder / "intervals.json")
     write_csv(contents.matrix, folder / "matrix.csv")
     write_selection(contents, folder / "selection.csv")
+    write_published(contents, folder / "published.csv")
     (folder / "matrix.md").write_text(
-        markdown(contents) + "\n".join([*selection_markdown(contents), ""]), encoding="utf-8"
+        markdown(contents)
+        + "\n".join([*published_markdown(contents), *selection_markdown(contents), ""]),
+        encoding="utf-8",
     )
     (folder / "matrix.tex").write_text(latex(contents), encoding="utf-8")
     draw_matrix(contents, folder / "matrix.png")

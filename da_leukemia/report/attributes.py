@@ -69,6 +69,8 @@ def attributes_section(contents: Contents) -> str:
             f"<p>Detection by both evaluations. {escape(_settings(contents))}</p>",
             table(*_without_empty(DETECTION_HEADER, detection), words=2),
         ]
+    if unlearned := _unlearned(contents):
+        parts.append(f"<p>{escape(unlearned)}</p>")
     if plots:
         parts += [
             "<p>Reliability: of the detections (attribute answers) with about this score, how "
@@ -77,6 +79,23 @@ def attributes_section(contents: Contents) -> str:
             f"<div class='plots'>{''.join(plots)}</div>",
         ]
     return "".join(parts)
+
+
+def _unlearned(contents: Contents) -> str:
+    """Say which attributes some runs have no answer to, and why."""
+    sources: dict[str, dict[str, None]] = {}
+    for result in contents.results:
+        for name, told in (result.content.get("attributes_learned") or {}).items():
+            if told["answered"]:
+                continue
+            cells = {value: n for value, n in (told["cells"] or {}).items() if n}
+            why = "not read by this head"
+            if told["cells"] is not None and len(cells) < 2:
+                value, number = next(iter(cells.items()), ("unknown", 0))
+                why = f"{value} on all {number} training cells" if number else "never labelled"
+            sources.setdefault(f"{name} ({why})", {})[result.run.source] = None
+    told = [f"{what}, trained on {', '.join(names)}" for what, names in sources.items()]
+    return f"Not learned, so without answer and score: {'; '.join(told)}." if told else ""
 
 
 def _without_empty(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from da_leukemia.config import devices_of
 from da_leukemia.sweep.matrix import Matrix
-from da_leukemia.sweep.plan import PLAIN
+from da_leukemia.sweep.plan import PLAIN, detector_of
 
 Pair = tuple[str, str, str]
 """(method, source, target)."""
@@ -154,10 +154,11 @@ def gap_closed(
             continue
         fair = matrix.cell(reference, row.source, "", row.test, metric)
         oracle = matrix.cell(reference, row.test, "", row.test, metric)
-        if oracle is None and (plain := matrix.cell(PLAIN, row.test, "", row.test, metric)):
-            oracle = plain
+        plain = PLAIN + detector_of(row.method)
+        if oracle is None and (found := matrix.cell(plain, row.test, "", row.test, metric)):
+            oracle = found
             notes[
-                f"The oracle of {row.test} is the plain {PLAIN} run: there is no {reference} run "
+                f"The oracle of {row.test} is the plain {plain} run: there is no {reference} run "
                 f"trained on it."
             ] = None
         reason = matrix.unfair.get(row.method)

@@ -17,6 +17,7 @@ from da_leukemia.report.headlines import (
 )
 from da_leukemia.report.health import health_section
 from da_leukemia.report.markup import breakable, escape
+from da_leukemia.report.published import published_section
 from da_leukemia.report.sections import (
     details_section,
     devices_section,
@@ -43,6 +44,7 @@ def page(contents: Contents, summed: Summed) -> str:
     """
     sections = [
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
+        ("published", "Beside published numbers", published_section(contents)),
         ("gap", "How much of the loss adaptation wins back", gap_section(contents)),
         (
             "selection",

@@ -226,7 +226,7 @@ def _with_legend(picture: Image, findings: Sequence[Finding]) -> Image:
     lines = []
     for f in findings:
         values = [
-            f"{name.replace('_', ' ')} {value} {100 * sure:.0f}{NO_BREAK}%"
+            f"{name.replace('_', ' ')} {value}{NO_BREAK}{100 * sure:.0f}{NO_BREAK}%"
             for name, (value, sure) in f.attributes.items()
         ]
         lines += textwrap.wrap(

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from da_leukemia.config import Data, Experiment, Job, complete
+from da_leukemia.config import Data, Experiment, Job, chosen_detectors, complete
 from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep import ledger, local, settled
 from da_leukemia.sweep.attempt import WORKER, Busy, insist
@@ -217,7 +217,8 @@ def check_detector(experiment: Experiment) -> None:
     """
     from da_leukemia.models.factory import check_settings
 
-    check_settings(experiment.detector)
+    for detector in chosen_detectors(experiment).values():
+        check_settings(detector)
 
 
 def report(experiment: Experiment) -> None:

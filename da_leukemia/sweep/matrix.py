@@ -16,19 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from da_leukemia.config import devices_of
+from da_leukemia.config import METRICS, devices_of
 from da_leukemia.errors import UserError
 from da_leukemia.sweep.plan import FAIR, PLAIN, calibration_of, reference_of, uncalibrated
 
 COLUMNS = (
     *("method", "source", "target", "test", "metric"),
     *("value", "low", "high", "seeds", "fields"),
-)
-METRICS = (
-    *("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end"),
-    *("attribute_balanced_accuracy", "ece"),
-    *("attribute_f1_true_boxes", "attribute_ece", "ap50_without_none"),
-    *("map50_as_released", "attribute_f1_as_released"),
 )
 DIGITS = 6
 """Decimals of every number in the matrix, so that a CSV read back is the same matrix."""

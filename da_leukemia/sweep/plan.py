@@ -29,39 +29,49 @@ TWIN_MARK = ":"
 CALIBRATION_MARK = "+"
 """Between a method and what calibration it was run with, as the matrix calls both."""
 
+DETECTOR_MARK = "@"
+"""Behind both: the detector, where the experiment compares several."""
 
-def calibrated_name(method: str, used: Sequence[str]) -> str:
-    """Return what the matrix calls a method with a calibration: ``fda+scale+colour``.
 
-    All of it together is ``fda+calibrated``.
+def full_name(method: str, used: Sequence[str], detector: str = "") -> str:
+    """Return what the matrix calls a method with its calibration and its detector.
+
+    ``fda+scale+colour@small``; all of the calibration together is ``fda+calibrated``.
     """
     if tuple(used) == CALIBRATED:
         used = ["calibrated"]
-    return CALIBRATION_MARK.join([method, *used])
+    name = CALIBRATION_MARK.join([method, *used])
+    return f"{name}{DETECTOR_MARK}{detector}" if detector else name
+
+
+def detector_of(method: str) -> str:
+    """Return the detector that `full_name` put behind a method, its mark included."""
+    _, mark, detector = method.partition(DETECTOR_MARK)
+    return mark + detector
 
 
 def calibration_of(method: str) -> str:
-    """Return what `calibrated_name` put behind a method, the mark included; "" where nothing."""
-    base, mark, used = method.partition(CALIBRATION_MARK)
-    del base
+    """Return the calibration that `full_name` put behind a method, its mark included."""
+    _, mark, used = method.partition(DETECTOR_MARK)[0].partition(CALIBRATION_MARK)
     return mark + used
 
 
 def reference_of(method: str, methods: Collection[str]) -> str:
-    """Return the source-only run that a method is measured against, with its calibration.
+    """Return the source-only run of a method's calibration and detector that it is measured by.
 
     Args:
         method: as the matrix calls it.
         methods: all that are there.
     """
-    base, calibration = uncalibrated(method), calibration_of(method)
-    own = f"{FAIR}{TWIN_MARK}{base}{calibration}"
-    return own if own in methods else f"{FAIR}{calibration}"
+    further = calibration_of(method) + detector_of(method)
+    own = f"{FAIR}{TWIN_MARK}{method.removesuffix(further)}{further}"
+    return own if own in methods else f"{FAIR}{further}"
 
 
 def uncalibrated(method: str) -> str:
-    """Return a method's name without what `calibrated_name` put behind it."""
-    return method.partition(CALIBRATION_MARK)[0]
+    """Return what the same method with the same detector is called without calibration."""
+    detector = detector_of(method)
+    return method.removesuffix(calibration_of(method) + detector) + detector
 
 
 def needs_target(method: Method) -> bool:
@@ -92,7 +102,8 @@ def source_model(job: Job) -> Job:
     """Return the source-only job whose finished weights a job starts from, or tests."""
     kept = [c for c in active_components(job.method) if not COMPONENTS[c["name"]].targeted]
     method = Method(job.method.augmentation, job.method.ema, components=kept)
-    name = calibrated_name(FAIR, job.data.calibration.used)
+    detector = detector_of(job.method_name).removeprefix(DETECTOR_MARK)
+    name = full_name(FAIR, job.data.calibration.used, detector)
     return dataclasses.replace(job, method=method, method_name=name, target=None)
 
 
@@ -108,8 +119,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
 
     A method without a component that looks at a target is one job for each source and seed; any
     other method is one job for each target besides its source, and all of that once for each value
-    of ``experiment.calibration``. Each job is tested on all ``experiment.tests``. Two methods with
-    the same content give two entries with one hash (see `unique`): one training, two rows.
+    of ``experiment.calibration`` and each of ``experiment.detectors``. Each job is tested on all
+    ``experiment.tests``. Two methods with the same content give two entries with one hash (see
+    `unique`): one training, two rows.
 
     Adapted methods bring the ``experiment.twins`` they are compared with: ``fair`` is the same
     recipe without the target, ``oracle`` that recipe trained on the tested targets themselves,
@@ -172,9 +184,10 @@ def make_plan(experiment: Experiment) -> list[Job]:
             if target not in devices_of(source)
         ]
     jobs = [
-        _job(experiment, name, method, source, target, seed, tests, calibration)
+        _job(experiment, name, method, source, target, seed, tests, calibration, detector)
         for name, method, source, target, chosen in rows
         for calibration in chosen
+        for detector in experiment.detectors or [""]
         for seed in dict.fromkeys(experiment.seeds)
     ]
     for job in jobs:
@@ -221,16 +234,17 @@ def _job(
     seed: int,
     tests: list[str],
     calibration: Calibration,
+    detector: str,
 ) -> Job:
     return Job(
-        method_name=calibrated_name(name, calibration.used),
+        method_name=full_name(name, calibration.used, detector),
         method=method,
         source=source,
         target=target,
         seed=seed,
         tests=tests,
         data=dataclasses.replace(experiment.data, calibration=calibration),
-        detector=experiment.detector,
+        detector=experiment.detectors[detector] if detector else experiment.detector,
         augmentation=experiment.augmentation,
         trainer=experiment.trainer,
         selection=experiment.selection,

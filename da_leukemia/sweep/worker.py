@@ -40,7 +40,7 @@ from da_leukemia.sweep.prediction import Fields, predict_domain
 from da_leukemia.sweep.provenance import device_name, versions
 from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.detection import DetectionTask
-from da_leukemia.tasks.samples import sample_fields
+from da_leukemia.tasks.samples import learned_attributes, sample_fields
 
 if TYPE_CHECKING:
     from da_leukemia.tracking.wandb_run import TrackedRun
@@ -113,6 +113,7 @@ def run_job(folder: Path) -> None:
             "config": dataclasses.asdict(job),
             "versions": versions(),
             "data": trained_on,
+            "attributes_learned": learned_attributes(task.tested, space),
             "attribute_lookup": fields.lookup.to_dict(space) if space.attributes else None,
             "split": facts.split.fingerprint,
             "devices": {name: device.to_dict() for name, device in facts.devices.items()},

@@ -23,7 +23,7 @@ from da_leukemia.data.views import (
     warp_targets,
     weak_geometry,
 )
-from da_leukemia.errors import UserError
+from da_leukemia.errors import ConfigError, UserError
 from da_leukemia.evaluation.records import FieldRecord
 from da_leukemia.models.base import AnyDetector, Outputs
 from da_leukemia.models.ema import MovingAverage
@@ -95,6 +95,27 @@ class DetectionTask(L.LightningModule):
         return self.detector
 
     # --- training ----------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Tell the attribute heads what the labels hold, where the data module can say it.
+
+        Raises:
+            ConfigError: the loss balances classes that nobody counted.
+        """
+        head = self.detector.attributes
+        if head is None:
+            return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        counts = data.attribute_counts() if hasattr(data, "attribute_counts") else None
+        averaged = self.ema.network.attributes if self.ema is not None else None
+        for each in (head, averaged):
+            if each is not None and counts is not None:
+                each.know(torch.from_numpy(counts))
+        if head.loss_kind == "class_balanced" and not bool(head.told):
+            raise ConfigError(
+                "detector.attributes.loss: class_balanced needs the counts of the training labels; "
+                "train with a DomainDataModule or call detector.attributes.know(counts)"
+            )
 
     def _views(
         self, batch: LabelledBatch | UnlabelledBatch, draw: Draw, strong: bool
@@ -340,8 +361,8 @@ class DetectionTask(L.LightningModule):
         logits = self.tested.attributes_at(outputs, data.true_boxes(numbers).to(images.device))
         asked = None
         if logits.shape[-1]:
-            parts = torch.split(logits.float(), list(data.space.attribute_sizes), -1)
-            asked = torch.cat([part.softmax(-1) for part in parts], -1)
+            assert self.tested.attributes is not None
+            asked = self.tested.attributes.probabilities(logits)
         join.add(self.tested.decode(outputs), numbers, asked)
 
     @property

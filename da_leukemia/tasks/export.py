@@ -88,7 +88,9 @@ def _field(
                 "box": [round(float(v), 1) for v in record.boxes[row]],
                 "type": space.classes[int(record.labels[row])],
                 "score": round(float(record.scores[row]), 4),
-                "attributes": spell_attributes(record.attribute_probs[row], space),
+                "attributes": spell_attributes(
+                    record.attribute_probs[row], int(record.labels[row]), space
+                ),
             }
             for row in counted(record, threshold)
         ],

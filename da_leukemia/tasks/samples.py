@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.evaluation.records import FieldRecord
-from da_leukemia.labels import LabelSpace
+from da_leukemia.labels import LabelSpace, is_cell
+from da_leukemia.models.base import AnyDetector
 
 
 def sample_fields(
@@ -58,7 +59,9 @@ def _spell(
                 "box": [round(float(v), 1) for v in record.boxes[row]],
                 "score": round(float(record.scores[row]), 3),
                 "type": _type(int(record.labels[row]), space),
-                "attributes": _attributes(record.attribute_probs[row], space),
+                "attributes": _attributes(
+                    record.attribute_probs[row], int(record.labels[row]), space
+                ),
             }
         )
     return {
@@ -69,8 +72,8 @@ def _spell(
     }
 
 
-def _attributes(probabilities: Any, space: LabelSpace) -> dict[str, list[Any]]:
-    spelt = spell_attributes(probabilities, space)
+def _attributes(probabilities: Any, label: int, space: LabelSpace) -> dict[str, list[Any]]:
+    spelt = spell_attributes(probabilities, label, space)
     return {name: likeliest(values) for name, values in spelt.items()}
 
 
@@ -81,15 +84,19 @@ def likeliest(values: Mapping[str, Any]) -> list[Any]:
 
 
 def spell_attributes(
-    probabilities: NDArray[np.float32], space: LabelSpace
+    probabilities: NDArray[np.float32], label: int, space: LabelSpace
 ) -> dict[str, dict[str, float]]:
     """Return the probability of each value of each attribute of one detection, by name.
 
+    An attribute that the detector has no answer to is left out, and so are all of a detection that
+    is no cell ("none"): an artefact has no nucleus to describe.
+
     Args:
         probabilities: ``(S,)``; empty from a detector without attributes.
-        space: label space of the detection.
+        label: class of the detection.
+        space: its label space.
     """
-    if not len(probabilities):
+    if not len(probabilities) or (label >= 0 and not is_cell(space.classes[label])):
         return {}
     parts = np.split(probabilities, np.cumsum(space.attribute_sizes)[:-1])
     return {
@@ -97,4 +104,27 @@ def spell_attributes(
             value: round(float(p), 3) for value, p in zip(attribute.values, part, strict=True)
         }
         for attribute, part in zip(space.attributes, parts, strict=True)
+        if part.max() > 0
+    }
+
+
+def learned_attributes(detector: AnyDetector, space: LabelSpace) -> dict[str, Any] | None:
+    """Return what a trained detector knows of each attribute, None without an attribute head.
+
+    By name: ``answered``, whether detections carry an answer, and ``cells``, the training cells
+    of each value (None where nobody counted).
+    """
+    head = detector.attributes
+    if head is None:
+        return None
+    read = set(head.read)
+    counts, answers = head.counts.tolist(), head.answers.tolist()
+    return {
+        attribute.name: {
+            "answered": column in read and answers[column],
+            "cells": None
+            if min(counts[column]) < 0
+            else dict(zip(attribute.values, counts[column], strict=False)),
+        }
+        for column, attribute in enumerate(space.attributes)
     }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from da_leukemia.data.fields import FloatArray, IntArray
 from da_leukemia.data.readers.findings import FindingLog
-from da_leukemia.labels import Attribute, LabelSpace, normalise
+from da_leukemia.labels import Attribute, LabelSpace, is_cell, normalise
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
@@ -53,6 +53,11 @@ def arrays(
         box = _inside(item, width, height, log)
         if box is None:
             continue
+        attributes = item.attributes
+        named = item.written if item.label < 0 else space.classes[item.label]
+        if not is_cell(named) and any(code != MISSING for code in attributes):
+            log.add("attribute_of_no_cell", item.where)
+            attributes = (MISSING,) * len(attributes)
         place = tuple(round(v, 3) for v in box)
         first = written.setdefault(place, item.written)
         if first != item.written:
@@ -60,14 +65,12 @@ def arrays(
         same = kept.get((place, item.label))
         if same is None:
             kept[(place, item.label)] = RawBox(
-                box, item.label, item.written, item.attributes, item.where
+                box, item.label, item.written, attributes, item.where
             )
             continue
         log.add("duplicate_box", item.where)
         # The copy may know an attribute that the first one lacks.
-        merged = tuple(
-            b if a < 0 else a for a, b in zip(same.attributes, item.attributes, strict=True)
-        )
+        merged = tuple(b if a < 0 else a for a, b in zip(same.attributes, attributes, strict=True))
         kept[(place, item.label)] = RawBox(box, same.label, same.written, merged, same.where)
     rows = list(kept.values())
     return (

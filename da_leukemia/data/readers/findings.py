@@ -185,6 +185,16 @@ KINDS: dict[str, tuple[str, str]] = {
         "an attribute is graded with other values than in the label space, so all its values are "
         "taken as missing (keeping only the shared ones would bias it)",
     ),
+    "attribute_of_no_cell": (
+        "warning",
+        "a box of class none (an artefact) carries attributes, which nothing but a cell has; "
+        "they are not read",
+    ),
+    "attribute_constant": (
+        "warning",
+        "an attribute has one value on all cells, so it cannot be learned from this device alone, "
+        "and an answer that never varies scores 1 on it",
+    ),
     "attribute_unknown": (
         "warning",
         "the label space has no such attribute; it is not read",
