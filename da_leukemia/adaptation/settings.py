@@ -496,6 +496,8 @@ class Method:
         target_share: share of a training batch that is drawn from them.
         source_free: start from the finished fair source-only run, or `detector.init_from`, and
             learn from the target's images alone.
+        outside: what the part of a source field means that is not annotated: "ignored" teaches
+            nothing, "background" that there is no cell (what a detector does that does not know).
         learning_rate_factor: of `trainer.learning_rate`, for methods that start from good weights.
         components: dictionaries with a ``name`` and that component's settings.
     """
@@ -505,5 +507,6 @@ class Method:
     target_labels: int = 0
     target_share: float = 0.25
     source_free: bool = False
+    outside: str = field(default="ignored", metadata={"choices": ("ignored", "background")})
     learning_rate_factor: float = 1.0
     components: list[dict[str, Any]] = field(default_factory=list)

@@ -81,7 +81,7 @@ class FieldDataset(Dataset[int]):
                 labels=f.labels[:0],
                 attributes=f.attributes[:0],
                 labelled_classes=(),
-                annotated_region=None,
+                annotated_regions=None,
             )
             for f in self.fields
         ]
