@@ -28,6 +28,10 @@ from da_leukemia.errors import did_you_mean
 from da_leukemia.labels import LABEL_SPACES
 
 
+_MOST_PATCHES = 64
+"""Patches of a field; with more there is no patch left that holds a cell."""
+
+
 def _strip_optional(hint: Any) -> Any:
     arguments = [a for a in typing.get_args(hint) if a is not type(None)]
     is_union = type(None) in typing.get_args(hint)
@@ -204,6 +208,28 @@ def check_calibration(experiment: Experiment) -> list[str]:
     return found
 
 
+def check_sparse(experiment: Experiment) -> list[str]:
+    """Return every problem of the settings that make fields sparse, and of their axis."""
+    settings, axis = experiment.data.sparse, experiment.sparse
+    given = [("data.sparse.area", settings.area), *(("sparse", area) for area in axis or [])]
+    found = [
+        f"{where}: expected a share of the area above 0 and up to 1, got {area}"
+        for where, area in given
+        if not 0 < area <= 1
+    ]
+    if axis == []:
+        found.append("sparse: empty; name at least one share of the area, 1 for whole fields")
+    if axis is not None and not settings.whole:
+        found.append(
+            "data.sparse.area: the axis `sparse` of the experiment sets it, too; use one of them"
+        )
+    if not 1 <= settings.patches <= _MOST_PATCHES:
+        found.append(
+            f"data.sparse.patches: expected 1 to {_MOST_PATCHES}, got {settings.patches}"
+        )
+    return found
+
+
 def check_numbers(experiment: Experiment) -> list[str]:
     """Return every number of an experiment that cannot be."""
     problems = []
@@ -216,6 +242,7 @@ def check_numbers(experiment: Experiment) -> list[str]:
             f"{max(detector.strides)}"
         )
     problems += check_detector(detector)
+    problems += check_sparse(experiment)
     problems += [
         f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
         for key in ("steps", "epoch_steps", "batch_size", "threads")

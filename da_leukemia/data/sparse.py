@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from da_leukemia.config import Sparse
 from da_leukemia.data.fields import FieldIndex, FieldOfView, FloatArray, Region
+from da_leukemia.data.splits import Split
 
 TOLERANCE = 1.0
 """Pixels by which the centre of an annotated cell may leave its patch: coordinates are rounded."""
@@ -33,6 +34,13 @@ def centred_in(
     return inside
 
 
+def learned(field: FieldOfView) -> NDArray[np.bool_]:
+    """Tell which cells ``(N,)`` of a field may be learned: a box outside its patch is a stray."""
+    if field.annotated_regions is None:
+        return np.ones(len(field.boxes), dtype=bool)
+    return centred_in(field.boxes, field.annotated_regions, TOLERANCE)
+
+
 def opened(field: FieldOfView) -> NDArray[np.float64]:
     """Return the annotated regions ``(R, 4)``; a side on the image's edge is moved to infinity.
 
@@ -51,16 +59,20 @@ def opened(field: FieldOfView) -> NDArray[np.float64]:
     )
 
 
-def made_sparse(index: FieldIndex, settings: Sparse) -> FieldIndex:
+def made_sparse(index: FieldIndex, split: Split, settings: Sparse) -> FieldIndex:
     """Return a device of whose fields only random patches are annotated, cells elsewhere forgotten.
 
-    The patches of a field depend on its name and the seed, not on its cells or other fields. Those
-    of a larger area hold those of a smaller one. A field that is sparse already stays as it is.
+    Test fields stay whole. The patches of a field depend on its name and the seed, not on its cells
+    or other fields; those of a larger area hold those of a smaller one. A field that is sparse
+    already stays as it is.
     """
     if settings.whole:
         return index
     fields = tuple(
-        f if f.annotated_regions is not None else _made_sparse(f, settings) for f in index
+        f
+        if f.annotated_regions is not None or split.part_of(f) == "test"
+        else _made_sparse(f, settings)
+        for f in index
     )
     return FieldIndex(index.domain, fields, index.findings)
 

@@ -141,7 +141,8 @@ def load_records(path: Path) -> list[FieldRecord]:
         of_truth = (*of_truth, "true_attribute_probs")
     columns = {name: np.split(data[name], truth_cuts) for name in of_truth}
     columns |= {name: np.split(data[name], found_cuts) for name in of_found}
-    rows = data["region"].reshape(len(data["key"]), -1, 4)  # before there could be several: (N, 4)
+    rows = data["region"]
+    rows = rows[:, None] if rows.ndim == 2 else rows  # as before there could be several
     sound = [row[~np.isnan(row).any(1)].tolist() for row in rows]
     regions = [tuple(tuple(r) for r in found) or None for found in sound]
     return [

@@ -13,6 +13,7 @@ from da_leukemia.config import (
     Calibration,
     Experiment,
     Job,
+    Sparse,
     active_components,
     complete,
     devices_of,
@@ -28,6 +29,21 @@ TWIN_MARK = ":"
 
 CALIBRATION_MARK = "+"
 """Between a method and what calibration it was run with, as the matrix calls both."""
+
+
+AREA_MARK = "@"
+"""Between a method and the annotated area that it learned from, as the matrix calls both."""
+
+
+def sparse_name(method: str, area: float) -> str:
+    """Return what the matrix calls a method on sparse fields: ``mean_teacher@20%``."""
+    return method if area == 1 else f"{method}{AREA_MARK}{100 * area:g}%"
+
+
+def area_of(method: str) -> float:
+    """Return the annotated share of the fields in a name by `sparse_name`; 1 where it has none."""
+    _, mark, told = uncalibrated(method).partition(AREA_MARK)
+    return float(told.rstrip("%")) / 100 if mark else 1.0
 
 
 def calibrated_name(method: str, used: Sequence[str]) -> str:
@@ -48,7 +64,9 @@ def calibration_of(method: str) -> str:
 
 
 def reference_of(method: str, methods: Collection[str]) -> str:
-    """Return the source-only run that a method is measured against, with its calibration.
+    """Return the source-only run that a method is measured against.
+
+    It has the method's calibration and annotated area.
 
     Args:
         method: as the matrix calls it.
@@ -56,7 +74,7 @@ def reference_of(method: str, methods: Collection[str]) -> str:
     """
     base, calibration = uncalibrated(method), calibration_of(method)
     own = f"{FAIR}{TWIN_MARK}{base}{calibration}"
-    return own if own in methods else f"{FAIR}{calibration}"
+    return own if own in methods else f"{sparse_name(FAIR, area_of(base))}{calibration}"
 
 
 def uncalibrated(method: str) -> str:
@@ -92,7 +110,7 @@ def source_model(job: Job) -> Job:
     """Return the source-only job whose finished weights a job starts from, or tests."""
     kept = [c for c in active_components(job.method) if not COMPONENTS[c["name"]].targeted]
     method = Method(job.method.augmentation, job.method.ema, components=kept)
-    name = calibrated_name(FAIR, job.data.calibration.used)
+    name = calibrated_name(sparse_name(FAIR, job.data.sparse.area), job.data.calibration.used)
     return dataclasses.replace(job, method=method, method_name=name, target=None)
 
 
@@ -108,7 +126,7 @@ def make_plan(experiment: Experiment) -> list[Job]:
 
     A method without a component that looks at a target is one job for each source and seed; any
     other method is one job for each target besides its source, and all of that once for each value
-    of ``experiment.calibration``. Each job is tested on all ``experiment.tests``. Two methods with
+    of ``experiment.calibration`` and ``experiment.sparse``. Each job is tested on all ``experiment.tests``. Two methods with
     the same content give two entries with one hash (see `unique`): one training, two rows.
 
     Adapted methods bring the ``experiment.twins`` they are compared with: ``fair`` is the same
@@ -172,9 +190,10 @@ def make_plan(experiment: Experiment) -> list[Job]:
             if target not in devices_of(source)
         ]
     jobs = [
-        _job(experiment, name, method, source, target, seed, tests, calibration)
+        _job(experiment, name, method, source, target, seed, tests, calibration, sparse)
         for name, method, source, target, chosen in rows
         for calibration in chosen
+        for sparse in sparsities(experiment)
         for seed in dict.fromkeys(experiment.seeds)
     ]
     for job in jobs:
@@ -212,6 +231,15 @@ def calibrations(experiment: Experiment) -> list[Calibration]:
     ]
 
 
+def sparsities(experiment: Experiment) -> list[Sparse]:
+    """Return the values of the axis `sparse` as settings."""
+    settings = experiment.data.sparse
+    if experiment.sparse is None:
+        return [settings]
+    areas = dict.fromkeys(experiment.sparse)
+    return [dataclasses.replace(settings, area=area) for area in areas]
+
+
 def _job(
     experiment: Experiment,
     name: str,
@@ -221,15 +249,16 @@ def _job(
     seed: int,
     tests: list[str],
     calibration: Calibration,
+    sparse: Sparse,
 ) -> Job:
     return Job(
-        method_name=calibrated_name(name, calibration.used),
+        method_name=calibrated_name(sparse_name(name, sparse.area), calibration.used),
         method=method,
         source=source,
         target=target,
         seed=seed,
         tests=tests,
-        data=dataclasses.replace(experiment.data, calibration=calibration),
+        data=dataclasses.replace(experiment.data, calibration=calibration, sparse=sparse),
         detector=experiment.detector,
         augmentation=experiment.augmentation,
         trainer=experiment.trainer,

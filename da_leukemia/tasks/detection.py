@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -55,6 +56,7 @@ class DetectionTask(L.LightningModule):
         seed: of the views.
         source_classes: classes that the source labels, needed where there is no source to ask.
         learning_rate_factor: of the trainer's learning rate.
+        outside_is_ground: take what is not annotated for background.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class DetectionTask(L.LightningModule):
         seed: int = 0,
         source_classes: Sequence[int] = (),
         learning_rate_factor: float = 1.0,
+        outside_is_ground: bool = False,
     ) -> None:
         super().__init__()
         self.source_classes = tuple(source_classes)
@@ -78,6 +81,7 @@ class DetectionTask(L.LightningModule):
         self.settings = trainer
         self.augmentation = augmentation
         self.strong = strong
+        self.outside_is_ground = outside_is_ground
         self.seed = seed
         self.tests_average = ema
         needs_average = ema or any(c.needs_teacher for c in components)
@@ -135,6 +139,8 @@ class DetectionTask(L.LightningModule):
                 style = images if weak_target is None else weak_target
                 images = component.restyle(images, style, own)
         targets = warp_targets(source.targets, geometry, size)
+        if self.outside_is_ground:
+            targets = replace(targets, regions=None)
         for component in self._components:
             images, targets = component.rework(images, targets, own)
         if self.strong:
