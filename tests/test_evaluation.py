@@ -472,7 +472,10 @@ def test_a_thousand_replicates_take_seconds():
 def test_records_come_back_from_their_file_as_they_were(tmp_path: Path):
     rng = np.random.default_rng(1)
     records = [random_field(rng, i) for i in range(6)]
-    records += [field(key="d//leer", regions=((0.5, 1, 20, 30.25), (20, 0, 30, 9))), field(key="größe/é", group="")]
+    records += [
+        field(key="d//leer", regions=((0.5, 1, 20, 30.25), (20, 0, 30, 9))),
+        field(key="größe/é", group=""),
+    ]
     save_records(tmp_path / "a.npz", records)
     back = load_records(tmp_path / "a.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]

@@ -27,7 +27,6 @@ from da_leukemia.config.schema import (
 from da_leukemia.errors import did_you_mean
 from da_leukemia.labels import LABEL_SPACES
 
-
 _MOST_PATCHES = 64
 """Patches of a field; with more there is no patch left that holds a cell."""
 
@@ -224,9 +223,7 @@ def check_sparse(experiment: Experiment) -> list[str]:
             "data.sparse.area: the axis `sparse` of the experiment sets it, too; use one of them"
         )
     if not 1 <= settings.patches <= _MOST_PATCHES:
-        found.append(
-            f"data.sparse.patches: expected 1 to {_MOST_PATCHES}, got {settings.patches}"
-        )
+        found.append(f"data.sparse.patches: expected 1 to {_MOST_PATCHES}, got {settings.patches}")
     return found
 
 

@@ -1,4 +1,7 @@
-"""Fields of which only patches are annotated: what counts inside, and fields made so. Torch-free."""
+"""Fields of which patches alone are annotated: what counts inside, and fields made so.
+
+Free of torch.
+"""
 
 from __future__ import annotations
 

@@ -83,9 +83,13 @@ def warp_images(images: Tensor, fill: Tensor, geometry: Tensor) -> Tensor:
 
 
 def warp_targets(
-    targets: Targets, geometry: Tensor, size: int, visible: float = VISIBLE
+    targets: Targets,
+    geometry: Tensor,
+    size: int,
+    visible: float = VISIBLE,
+    frame: Tensor | None = None,
 ) -> Targets:
-    """Apply `weak_geometry` to boxes, clipped to the view.
+    """Apply `weak_geometry` to boxes, clipped to the view, or to a part ``(B, 4)`` of it.
 
     A box that left the view is dropped; one of which less than ``visible`` is left becomes
     "ignore" (label -1). Annotated regions move along and are not clipped.
@@ -93,6 +97,9 @@ def warp_targets(
     factor, offset = geometry[:, None, :, 0], geometry[:, None, :, 1]
     whole = _moved(targets.boxes, factor, offset)
     boxes = whole.clamp(0, size)
+    if frame is not None:
+        low, high = (side.repeat(1, 2).unsqueeze(1) for side in frame.split(2, 1))
+        boxes = torch.minimum(torch.maximum(boxes, low), high)
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     share = area / (whole[..., 2:] - whole[..., :2]).prod(-1).clamp(min=1e-6)
     mask = targets.mask & (area > 0)

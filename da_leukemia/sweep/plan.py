@@ -126,8 +126,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
 
     A method without a component that looks at a target is one job for each source and seed; any
     other method is one job for each target besides its source, and all of that once for each value
-    of ``experiment.calibration`` and ``experiment.sparse``. Each job is tested on all ``experiment.tests``. Two methods with
-    the same content give two entries with one hash (see `unique`): one training, two rows.
+    of ``experiment.calibration`` and ``experiment.sparse``. Each job is tested on all
+    ``experiment.tests``. Two methods with the same content give two entries with one hash (see
+    `unique`): one training, two rows.
 
     Adapted methods bring the ``experiment.twins`` they are compared with: ``fair`` is the same
     recipe without the target, ``oracle`` that recipe trained on the tested targets themselves,

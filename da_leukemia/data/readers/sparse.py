@@ -1,9 +1,9 @@
 """Sparse-LeukemiaAttri (Rehman et al., Medical Image Analysis 106:103760, arXiv 2504.02602).
 
 Text rows of 16 columns, ``class x y width height  p1 p2 p3 p4  size + six`` (15 without size): in a
-training image only the patch ``p1..p4``, in pixels, is annotated; it becomes
-the one of ``FieldOfView.annotated_regions``. The README of the release orders it
-``x1 x2 y1 y2``, its code ``x1 y1 x2 y2``: the order is found per data set from the boxes, which must lie inside, and told
+training image only the patch ``p1..p4``, in pixels, is annotated; it becomes the one of
+``FieldOfView.annotated_regions``. The README of the release orders it ``x1 x2 y1 y2``, its code
+``x1 y1 x2 y2``: the order is found per data set from the boxes, which must lie inside, and told
 (`patch_order`); the setting ``patch_order`` forces it. Test images are annotated whole, their patch
 columns mean nothing.
 
