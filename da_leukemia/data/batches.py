@@ -41,8 +41,8 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """Move every tensor."""
-        tensors = (getattr(self, f.name) for f in dataclasses.fields(self))
-        return Targets(*(t if t is None else t.to(device) for t in tensors))
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Targets(**{k: t if t is None else t.to(device) for k, t in tensors.items()})
 
     def searched(self, points: Tensor) -> Tensor | None:
         """Tell at which points ``(L, 2)`` or ``(B, L, 2)`` somebody looked for cells.

@@ -98,7 +98,7 @@ def warp_targets(
     whole = _moved(targets.boxes, factor, offset)
     boxes = whole.clamp(0, size)
     if frame is not None:
-        low, high = (side.repeat(1, 2).unsqueeze(1) for side in frame.split(2, 1))
+        low, high = (side.repeat(1, 2).unsqueeze(1) for side in (frame[:, :2], frame[:, 2:]))
         boxes = torch.minimum(torch.maximum(boxes, low), high)
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     share = area / (whole[..., 2:] - whole[..., :2]).prod(-1).clamp(min=1e-6)

@@ -42,8 +42,8 @@ def inside_region(record: FieldRecord) -> FieldRecord:
 
     def inside(boxes: FloatArray) -> NDArray[np.bool_]:
         x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
-        within: NDArray[np.bool_] = (x1 <= x) & (x < x2) & (y1 <= y) & (y < y2)
-        return within.any(axis=0)
+        within: NDArray[np.bool_] = ((x1 <= x) & (x < x2) & (y1 <= y) & (y < y2)).any(axis=0)
+        return within
 
     return _keep(record, inside(record.true_boxes), inside(record.boxes))
 
