@@ -1,4 +1,4 @@
-"""Learning outside the patches: pseudo-cells, similarity with the right sign, the stage of crops."""
+"""Learning outside the patches: pseudo-cells, similarity of the right sign, the stage of crops."""
 
 from __future__ import annotations
 

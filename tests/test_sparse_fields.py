@@ -1,4 +1,4 @@
-"""Fields of which patches alone are annotated: made so by a setting, and seen through every view."""
+"""Fields of which patches alone are annotated: made so by a setting, and seen through views."""
 
 from __future__ import annotations
 
