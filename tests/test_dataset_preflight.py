@@ -181,7 +181,7 @@ def test_fields_annotated_in_patches_can_be_learned_from(tmp_path):
     path = min(labels.glob("*.txt"))
     rows = [line.split() for line in path.read_text().splitlines()]
     path.write_text("\n".join(" ".join(r) for r in [*rows, [*rows[0][:5], *"1234", *rows[0][9:]]]))
-    with pytest.raises(DataError, match=rf"several annotated patches.*{path.name}"):
+    with pytest.raises(DataError, match=rf"several annotated patches.*{path.stem}"):
         preflight(sparse)
     path.write_text("\n".join(" ".join([*r[:5], *"0000", *r[9:]]) for r in rows))
     with pytest.raises(DataError, match=rf"patch is empty or outside.*{path.stem}"):
