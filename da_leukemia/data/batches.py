@@ -42,7 +42,7 @@ class Targets:
     def to(self, device: torch.device | str) -> Targets:
         """Move every tensor."""
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Targets(**{k: t if t is None else t.to(device) for k, t in tensors.items()})
+        return Targets(**{n: t.to(device) for n, t in tensors.items() if t is not None})
 
     def searched(self, points: Tensor) -> Tensor | None:
         """Tell at which points ``(L, 2)`` or ``(B, L, 2)`` somebody looked for cells.

@@ -46,6 +46,11 @@ def area_of(method: str) -> float:
     return float(told.rstrip("%")) / 100 if mark else 1.0
 
 
+def without_area(method: str) -> str:
+    """Return a method's name without its annotated area, its calibration kept."""
+    return uncalibrated(method).partition(AREA_MARK)[0] + calibration_of(method)
+
+
 def calibrated_name(method: str, used: Sequence[str]) -> str:
     """Return what the matrix calls a method with a calibration: ``fda+scale+colour``.
 
