@@ -15,6 +15,7 @@ from da_leukemia.config import (
     Data,
     Domain,
     Experiment,
+    Selection,
     Sparse,
     TwoStage,
     load_experiment,
@@ -82,7 +83,12 @@ def test_what_lies_outside_the_patches_cannot_be_reached(make_job, run, monkeypa
         ]
     )
     job = make_job(
-        method, target=None, tests=[H], data={"sparse": AREA}, trainer={"validate_every": 1}
+        method,
+        target=None,
+        tests=[H],
+        data={"sparse": AREA},
+        trainer={"validate_every": 1},
+        selection=Selection(every=1),
     )
     one = run(job, "one")
     real = read_facts
@@ -91,7 +97,8 @@ def test_what_lies_outside_the_patches_cannot_be_reached(make_job, run, monkeypa
     assert same_weights(one, other)
     assert rows(one) == rows(other)
     results = [worker.read_result(folder) for folder in (one, other)]
-    for key in ("attribute_lookup", "data"):
+    assert results[0]["epochs"][0]["source_validation"] is not None
+    for key in ("attribute_lookup", "data", "epochs"):
         assert results[0][key] == results[1][key]
     assert float(rows(one)[0]["health/outside_cells_per_image"]) > 0
 

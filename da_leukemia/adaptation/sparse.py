@@ -189,8 +189,9 @@ def crop_patches(images: Tensor, targets: Targets, draw: Draw) -> tuple[Tensor, 
     choice = (draw.uniform(*there.shape) * there).argmax(1)
     patch = seen[torch.arange(len(seen), device=seen.device), choice]
     usable = there.any(1)
-    whole = patch.new_tensor([0.0, 0.0, 1.0, 1.0]) * size
-    patch = torch.where(usable[:, None], patch, whole)
+    view = torch.zeros_like(patch)
+    view[:, 2:] = size
+    patch = torch.where(usable[:, None], patch, view)
     sides = patch[:, 2:] - patch[:, :2]
     factor = (size / sides.amax(1, keepdim=True)).expand(-1, 2)
     offset = size / 2 - factor * (patch[:, :2] + patch[:, 2:]) / 2
