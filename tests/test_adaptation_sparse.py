@@ -211,7 +211,9 @@ def textured(count=1):
 
 def test_a_crop_shows_the_patch_enlarged_with_its_boxes():
     patch = (8.0, 16.0, 40.0, 32.0)  # 32 x 16: twice as large, a quarter covered above and below
-    targets = sparse([[[10, 18, 20, 28], [36, 20, 48, 30], [39, 16, 49, 26], OUT]], [[0, 1, 1, 1]])
+    cut = [12, 12, 18, 20]  # by the upper edge of the patch, which is not that of the view
+    boxes = [[10, 18, 20, 28], [36, 20, 48, 30], [39, 16, 49, 26], cut, OUT]
+    targets = sparse([boxes], [[0, 1, 1, 1, 1]])
     targets.regions = torch.tensor([[patch, (0.0, 0.0, 0.0, 0.0)]])
     images, found = crop_patches(textured(), targets, draw())
     x, y = images[0, :2]
@@ -220,10 +222,10 @@ def test_a_crop_shows_the_patch_enlarged_with_its_boxes():
     torch.testing.assert_close(y[17:47, 30], (((axis - 16) / 2 + 16) / S)[17:47], atol=1e-4, rtol=0)
     assert images[0, 0, 5].unique().numel() == 1  # nothing of the rest of the field is seen
     torch.testing.assert_close(images[0, :2, 5, 5], torch.tensor([24.0, 24.0]) / S)
-    expected = [[4, 20, 24, 40], [56, 24, 64, 44], [62, 16, 64, 36]]
-    assert found.boxes[0, :3].tolist() == expected
-    assert found.mask[0].tolist() == [True, True, True, False]
-    assert found.labels[0, :3].tolist() == [0, 1, -1]  # a tenth of the last is left
+    expected = [[4, 20, 24, 40], [56, 24, 64, 44], [62, 16, 64, 36], [8, 16, 20, 24]]
+    assert found.boxes[0, :4].tolist() == expected
+    assert found.mask[0].tolist() == [True, True, True, True, False]
+    assert found.labels[0, :4].tolist() == [0, 1, -1, 1]  # a tenth of the third is left
     assert found.searched(rand(50, 2) * S).all()
 
 
