@@ -229,6 +229,16 @@ def test_what_lies_outside_the_annotated_region_is_not_judged():
     assert patch.ap50 == 1.0  # the box centred on the border (x = 50) is outside: half-open
 
 
+def test_of_several_annotated_regions_any_will_do():
+    cells = [(10, 10, 20, 20, 1), (70, 10, 80, 20, 1), (40, 10, 50, 20, 1)]
+    regions = ((0, 0, 30, 30), (60, 0, 90, 30))
+    found = [(*cell, 0.9) for cell in cells]
+    judged = detection_metrics([field(cells, found, regions=regions)], CLASSES, ALL)
+    assert (judged.detections, judged.ap50) == (2, 1.0)
+    nowhere = field(cells, found, regions=((0, 40, 90, 90), (0, 50, 9, 90)))
+    assert detection_metrics([nowhere], CLASSES, ALL).detections == 0
+
+
 def test_intervals_judge_the_same_boxes_as_the_score():
     judged_away = 0
     for seed in range(40):

@@ -23,14 +23,17 @@ from da_leukemia.config import (
     shipped,
 )
 from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.images import Memory
 from da_leukemia.data.preflight import preflight
 from da_leukemia.data.sparse import centred_in, patches
 from da_leukemia.errors import ConfigError
+from da_leukemia.evaluation import fit_lookup
 from da_leukemia.evaluation.records import load_records
 from da_leukemia.simulate import simulate
 from da_leukemia.sweep import worker
 from da_leukemia.sweep.facts import Facts, read_facts
 from da_leukemia.sweep.plan import area_of, label, make_plan, reference_of, sparse_name, unique
+from da_leukemia.sweep.prediction import Fields
 
 AREA = Sparse(area=0.4)
 AT_ONCE = {"burn_in": 0.0, "ramp": 0.0}
@@ -101,6 +104,25 @@ def test_what_lies_outside_the_patches_cannot_be_reached(make_job, run, monkeypa
     for key in ("attribute_lookup", "data", "epochs"):
         assert results[0][key] == results[1][key]
     assert float(rows(one)[0]["health/outside_cells_per_image"]) > 0
+
+
+def test_validation_and_class_lookup_know_the_annotated_cells_alone(make_job):
+    data = {"label_space": "leukemiaattri", "sparse": Sparse(0.1)}
+    job = make_job(FAIR, data=data)
+    facts = read_facts(job.data)
+    fields = Fields(job, facts, dict.fromkeys((H, L_), 96), Memory())
+    seen = facts.split.select(facts.learned(job, H), "train").fields
+    columns = [[getattr(f, n) for f in seen] for n in ("labels", "attributes")]
+    expected = fit_lookup(*(np.concatenate(c) for c in columns))
+    np.testing.assert_array_equal(fields.lookup.table, expected.table)
+    everything = Fields(make_job(FAIR, data=data | {"sparse": Sparse()}), facts, {}, Memory())
+    assert not np.array_equal(everything.lookup.table, expected.table)
+
+    def sparse(device, part):
+        return {f.annotated_regions is not None for f in fields.part(device, part).fields}
+
+    assert sparse(H, "validation") == sparse(H, "train") == {True}
+    assert sparse(H, "test") == sparse(L_, "train") == {False}
 
 
 def test_training_is_sparse_and_testing_is_whole(make_job, run):
