@@ -142,3 +142,11 @@ def test_the_probability_is_the_share_of_images():
     one = component(probability=0.3, cells=1)
     tries = [len(pasted(one.rework(images, targets, draw(s))[1])) for s in range(60)]
     assert sum(tries) / (60 * 8) == pytest.approx(0.3, abs=0.06)
+
+
+def test_where_somebody_looked_does_not_change():
+    images, targets = scene([(0, 5, 9, 11, 1)])
+    assert component().rework(images, targets, draw(3))[1].regions is None
+    targets.regions = torch.tensor([[[0.0, 0, 30, 30]], [[5.0, 5, 20, 20]]])
+    _, after = component(cells=2).rework(images, targets, draw(3))
+    assert torch.equal(after.regions, targets.regions)

@@ -62,7 +62,7 @@ def test_only_the_student_in_training_is_mixed(make_job):
     detector = task.detector
 
     def seen(seed):
-        component.begin(draw(seed))
+        component.begin(draw(seed), 0.0)
         return detector.backbone(images)[0]
 
     detector.train()

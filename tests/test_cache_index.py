@@ -111,7 +111,7 @@ def test_regions_unknown_patients_and_odd_names_come_back(tmp_path):
         labels=np.zeros(0, np.int64),
         attributes=np.zeros((0, 7), np.int64),
         labelled_classes=(),
-        annotated_region=(0.1, 1 / 3, 2.0, 3.5),
+        annotated_regions=((0.1, 1 / 3, 2.0, 3.5), (0.0, 1.0, 2.0, 3.0)),
         released_split="test",
     )
     entry = tmp_path / "entry.npz"

@@ -167,15 +167,46 @@ def test_a_detector_that_cannot_be_is_named(settings, said):
         check_settings(Detector(**settings))
 
 
-def test_partly_annotated_fields_are_not_trained_on_as_if_they_were_whole(tmp_path):
+def test_fields_annotated_in_patches_can_be_learned_from(tmp_path):
     from da_leukemia.simulate import simulate
 
     simulate(
         tmp_path / "s", domains=["H_100X_C2"], patients=6, fields_per_patient=1, seed=0, sparse=0.2
     )
     sparse = experiment(tmp_path / "s", "H_100X_C2", format="sparse")
-    with pytest.raises(DataError, match="annotated in a patch only"):
+    indexes, _ = preflight(sparse)
+    assert any(f.annotated_regions for f in indexes["H_100X_C2"])
+    # Which patch it is must be known.
+    labels = tmp_path / "s" / "H_100X_C2" / "txt_labels" / "AttriDet" / "train"
+    path = min(labels.glob("*.txt"))
+    rows = [line.split() for line in path.read_text().splitlines()]
+    path.write_text("\n".join(" ".join(r) for r in [*rows, [*rows[0][:5], *"1234", *rows[0][9:]]]))
+    with pytest.raises(DataError, match=rf"several annotated patches.*{path.stem}"):
         preflight(sparse)
+    path.write_text("\n".join(" ".join([*r[:5], *"0000", *r[9:]]) for r in rows))
+    with pytest.raises(DataError, match=rf"patch is empty or outside.*{path.stem}"):
+        preflight(sparse)
+    for file in labels.glob("*.txt"):  # every box far from its patch
+        shifted = [line.split() for line in file.read_text().splitlines()]
+        file.write_text("\n".join(" ".join([*r[:5], *"2244", *r[9:]]) for r in shifted))
+    sparse.data.domains["H_100X_C2"].patch_order = "x1y1x2y2"
+    sparse.data.split.kind = "released"  # else released test fields, annotated whole, join in
+    with pytest.raises(
+        DataError, match=r"no labelled cell lies in an annotated patch.*patch_order"
+    ):
+        preflight(sparse)
+
+
+def test_an_annotated_area_that_leaves_no_cell_is_refused(tmp_path):
+    put(tmp_path, "lab", fields=8)
+    made = experiment(tmp_path, "lab")
+    made.sparse = [1e-4, 0.9, 1.0]
+    with pytest.raises(DataError) as refused:
+        preflight(made)
+    (why,) = refused.value.problems
+    assert "raise the annotated area (sparse: 0.0001) or take another data.sparse.seed" in why
+    made.sparse = [0.9, 1.0]
+    preflight(made)
 
 
 def test_every_refused_record_of_every_device_stops_the_sweep_at_once(tmp_path):

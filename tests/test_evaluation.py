@@ -34,7 +34,7 @@ SPACE = LabelSpace(
 
 
 def field(
-    truths=(), found=(), key="d/p/f", group="patient:p", region=None, attributes=None, probs=None
+    truths=(), found=(), key="d/p/f", group="patient:p", regions=None, attributes=None, probs=None
 ) -> FieldRecord:
     """Truths are (x1, y1, x2, y2, label), detections (x1, y1, x2, y2, label, score)."""
     t = np.array(truths, dtype=np.float64).reshape(-1, 5)
@@ -53,7 +53,7 @@ def field(
         attribute_probs=np.array(
             np.zeros((len(d), 0)) if probs is None else probs, dtype=np.float32
         ),
-        region=region,
+        regions=regions,
     )
 
 
@@ -224,9 +224,19 @@ def test_what_lies_outside_the_annotated_region_is_not_judged():
     cell = (10, 10, 20, 20, 1)
     found = [(10, 10, 20, 20, 1, 0.5), (70, 10, 80, 20, 1, 0.9), (45, 10, 55, 20, 1, 0.8)]
     whole = detection_metrics([field([cell], found)], CLASSES, ALL)
-    patch = detection_metrics([field([cell], found, region=(0, 0, 50, 50))], CLASSES, ALL)
+    patch = detection_metrics([field([cell], found, regions=((0, 0, 50, 50),))], CLASSES, ALL)
     assert whole.ap50 == pytest.approx(1 / 3)
     assert patch.ap50 == 1.0  # the box centred on the border (x = 50) is outside: half-open
+
+
+def test_of_several_annotated_regions_any_will_do():
+    cells = [(10, 10, 20, 20, 1), (70, 10, 80, 20, 1), (40, 10, 50, 20, 1)]
+    regions = ((0, 0, 30, 30), (60, 0, 90, 30))
+    found = [(*cell, 0.9) for cell in cells]
+    judged = detection_metrics([field(cells, found, regions=regions)], CLASSES, ALL)
+    assert (judged.detections, judged.ap50) == (2, 1.0)
+    nowhere = field(cells, found, regions=((0, 40, 90, 90), (0, 50, 9, 90)))
+    assert detection_metrics([nowhere], CLASSES, ALL).detections == 0
 
 
 def test_intervals_judge_the_same_boxes_as_the_score():
@@ -238,7 +248,7 @@ def test_intervals_judge_the_same_boxes_as_the_score():
             replace(
                 r,
                 true_labels=np.where(rng.random(len(r.true_labels)) < 0.3, -1, r.true_labels),
-                region=(0.0, 0.0, *rng.uniform(20, 80, 2)) if rng.random() < 0.5 else None,
+                regions=((0.0, 0.0, *rng.uniform(20, 80, 2)),) if rng.random() < 0.5 else None,
             )
             for r in whole
         ]
@@ -261,7 +271,7 @@ def test_attributes_outside_the_annotated_region_are_not_judged():
         probs=[soft(0, 0), soft(0, 0)],
     )
     assert attribute_metrics([record], SPACE).attribute_f1 < 0.5
-    patch = attribute_metrics([replace(record, region=(0, 0, 30, 30))], SPACE)
+    patch = attribute_metrics([replace(record, regions=((0, 0, 30, 30),))], SPACE)
     assert patch.end_to_end == 1.0
     assert patch.per_attribute["size"].truths == 1
 
@@ -472,12 +482,15 @@ def test_a_thousand_replicates_take_seconds():
 def test_records_come_back_from_their_file_as_they_were(tmp_path: Path):
     rng = np.random.default_rng(1)
     records = [random_field(rng, i) for i in range(6)]
-    records += [field(key="d//leer", region=(0.5, 1, 20, 30.25)), field(key="größe/é", group="")]
+    records += [
+        field(key="d//leer", regions=((0.5, 1, 20, 30.25), (20, 0, 30, 9))),
+        field(key="größe/é", group=""),
+    ]
     save_records(tmp_path / "a.npz", records)
     back = load_records(tmp_path / "a.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
     for before, after in zip(records, back, strict=True):
-        assert (before.key, before.group, before.region) == (after.key, after.group, after.region)
+        assert (before.key, before.group, before.regions) == (after.key, after.group, after.regions)
         for name in ("true_boxes", "true_labels", "true_attributes", "boxes", "scores", "labels"):
             old, new = getattr(before, name), getattr(after, name)
             assert old.dtype == new.dtype
@@ -688,7 +701,7 @@ def test_what_was_read_at_true_boxes_survives_the_file_and_the_region(tmp_path: 
     assert evaluate(load_records(tmp_path / "c.npz"), SPACE, (0, 1)) == evaluate(
         unasked, SPACE, (0, 1)
     )
-    part = field([(*A, 0), (*D, 0)], attributes=[(0, 0), (0, 0)], region=(0, 0, 30, 30))
+    part = field([(*A, 0), (*D, 0)], attributes=[(0, 0), (0, 0)], regions=((0, 0, 30, 30),))
     asked = np.array([soft(0, 0), soft(1, 1)], np.float32)
     scores = attribute_metrics([replace(part, true_attribute_probs=asked)], SPACE, given_boxes=True)
     assert scores.attribute_f1 == 1.0  # the wrong one lies outside

@@ -7,7 +7,8 @@ import pytest
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Data, Domain, Experiment
 from da_leukemia.errors import ConfigError
-from da_leukemia.sweep.plan import label, make_plan, reference_of
+from da_leukemia.sweep.names import reference_of
+from da_leukemia.sweep.plan import label, make_plan
 
 DANN = Method(components=[{"name": "adversarial"}])
 

@@ -16,7 +16,8 @@ from da_leukemia.report.contents import as_results
 from da_leukemia.report.published import published_markdown, published_section, sides
 from da_leukemia.simulate import simulate
 from da_leukemia.sweep import ledger
-from da_leukemia.sweep.plan import full_name, make_plan, reference_of, uncalibrated
+from da_leukemia.sweep.names import full_name, reference_of, uncalibrated
+from da_leukemia.sweep.plan import make_plan
 
 EXPERIMENT = shipped("experiments") / "attridet_leukemiaattri.yaml"
 SUBSETS = ("H_40X_C2", "H_100X_C2", "L_40X_C2", "L_100X_C2")

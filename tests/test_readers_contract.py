@@ -57,8 +57,7 @@ def keep_the_contract(index: FieldIndex, domain: str, space: LabelSpace) -> None
         assert set(f.labelled_classes) <= set(range(len(space.classes)))
         assert (f.attributes >= -1).all()
         assert (f.attributes < np.array(space.attribute_sizes, dtype=int)).all()
-        if f.annotated_region is not None:
-            x1, y1, x2, y2 = f.annotated_region
+        for x1, y1, x2, y2 in f.annotated_regions or ():
             assert 0 <= x1 < x2 <= f.width
             assert 0 <= y1 < y2 <= f.height
     # Changing one field must not change another.
@@ -80,7 +79,7 @@ def same(a: FieldIndex, b: FieldIndex) -> bool:
         ):
             return False
         rest = ("image", "domain", "patient", "name", "width", "height", "labelled_classes")
-        if any(getattr(f, n) != getattr(g, n) for n in (*rest, "annotated_region")):
+        if any(getattr(f, n) != getattr(g, n) for n in (*rest, "annotated_regions")):
             return False
     return a.findings == b.findings
 

@@ -49,7 +49,7 @@ def test_a_patch_is_the_annotated_region_and_attributes_are_not_shifted(tmp_path
     put(tmp_path, "5_1_1_400_AML", row(3, codes="0 1 1 1 1 0"), yolo=yolo)
     index = read(tmp_path)
     f, g = index.fields
-    assert f.annotated_region == (16, 12, 60, 40)
+    assert f.annotated_regions == ((16, 12, 60, 40),)
     assert f.labels.tolist() == [6, 0]
     assert f.boxes[0].tolist() == [28, 18, 36, 30]
     assert f.attributes.tolist() == [[2, 0, 1, 1, 1, 1, 0], [-1] * 7]
@@ -63,7 +63,7 @@ def test_a_patch_is_the_annotated_region_and_attributes_are_not_shifted(tmp_path
 def test_the_other_order_is_found_from_the_boxes(tmp_path):
     put(tmp_path, "4_12_1_400_ALL", row(patch=(16, 60, 12, 40)))
     index = read(tmp_path)
-    assert index.fields[0].annotated_region == (16, 12, 60, 40)
+    assert index.fields[0].annotated_regions == ((16, 12, 60, 40),)
     assert ": x1x2y1y2 (" in told(index)
 
 
@@ -72,9 +72,9 @@ def test_the_order_is_one_for_the_data_set_and_can_be_forced(tmp_path):
     put(tmp_path, "1_1_1_400_ALL", row(patch=(16, 12, 60, 40)))
     put(tmp_path, "2_1_1_400_ALL", row(centre=(0.3, 0.5), patch=both))
     index = read(tmp_path)
-    assert [f.annotated_region for f in index] == [(16, 12, 60, 40), both]
+    assert [f.annotated_regions for f in index] == [((16, 12, 60, 40),), (both,)]
     index = read(tmp_path, patch_order="x1x2y1y2")
-    assert [f.annotated_region for f in index] == [(10, 40, 20, 44)]
+    assert [f.annotated_regions for f in index] == [((10, 40, 20, 44),)]
     assert kinds(index)["patch_unusable"] == 1
     assert "forced" in told(index)
     with pytest.raises(ConfigError, match=r"H_40X_C2\.patch_order.*did you mean 'x1y1x2y2'"):
@@ -90,7 +90,7 @@ def test_an_order_that_cannot_be_found_is_asked_for(tmp_path):
 def test_boxes_in_pixels_are_counted_and_tell_no_order(tmp_path):
     put(tmp_path, "1_1_1_400_ALL", row(centre=(32, 24), size=(8, 9)), row(centre=(40, 24)))
     index = read(tmp_path)
-    assert [(f.annotated_region, len(f.boxes)) for f in index] == [((16, 12, 60, 40), 0)]
+    assert [(f.annotated_regions, len(f.boxes)) for f in index] == [(((16, 12, 60, 40),), 0)]
     assert kinds(index)["box_units"] == 2
     assert "patch_order" not in kinds(index)
 
@@ -99,7 +99,7 @@ def test_patch_columns_of_test_images_mean_nothing(tmp_path):
     put(tmp_path, "1_1_1_400_ALL", row(patch=(9, 9, 1, 1)), row(patch=(0, 0, 0, 0)), part="test")
     put(tmp_path, "2_1_1_400_ALL", part="test")
     index = read(tmp_path)
-    assert [f.annotated_region for f in index] == [None, None]
+    assert [f.annotated_regions for f in index] == [None, None]
     assert [len(f.boxes) for f in index] == [1, 0]
     assert kinds(index) == {"duplicate_box": 1}
 
@@ -119,7 +119,7 @@ def test_what_is_wrong_with_patches_is_counted(tmp_path):
     put(tmp_path, "8_1_1_400_ALL")
     index = read(tmp_path)
     assert {f.patient for f in index} == {"0", "1", "2", "3", "6", "7"}
-    assert {f.patient: f.annotated_region for f in index}["6"] == (16, 12, 64, 40)
+    assert {f.patient: f.annotated_regions for f in index}["6"] == ((16, 12, 64, 40),)
     assert kinds(index) == {
         "patch_order": 1,
         "patch_unusable": 2,

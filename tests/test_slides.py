@@ -104,7 +104,7 @@ def test_two_names_for_one_cell_are_one_cell():
 
 
 def test_cells_outside_the_annotated_region_are_not_counted():
-    record = field([(*A, 1), (*D, 1)], [(*A, 1, 0.9), (*D, 1, 0.9)], region=(0, 0, 30, 30))
+    record = field([(*A, 1), (*D, 1)], [(*A, 1, 0.9), (*D, 1, 0.9)], regions=((0, 0, 30, 30),))
     (slide,) = summarise([record], WBC5)
     assert (slide["true"]["cells"], slide["found"]["cells"]) == (1, 1)
 

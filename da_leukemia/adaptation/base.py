@@ -17,7 +17,7 @@ from da_leukemia.models.base import AnyDetector, Detections, Outputs, Places
 
 
 class Taught:
-    """What the teacher says on the weak view of the target, without gradient."""
+    """What the teacher says on a weak view, without gradient."""
 
     def __init__(self, teacher: AnyDetector, weak: Tensor) -> None:
         self.teacher = teacher
@@ -94,6 +94,8 @@ class StepContext:
             a source there are none, but which classes it labels is known.
         target: outputs on the target's view; None where no component asked for it.
         target_weak: weak view of the target ``(B, 3, S, S)``, None for source-only.
+        source_weak: the source view without the student's photometry, same shape; None where there
+            is no source.
         log: call with a name and a tensor to have it averaged and logged.
     """
 
@@ -106,6 +108,14 @@ class StepContext:
     target: Outputs | None
     target_weak: Tensor | None
     log: Callable[[str, Tensor], None]
+    source_weak: Tensor | None = None
+
+    @cached_property
+    def taught_source(self) -> Taught:
+        """What the teacher says on the source: computed once, whoever asks first."""
+        assert self.teacher is not None
+        assert self.source_weak is not None
+        return Taught(self.teacher, self.source_weak)
 
     @cached_property
     def taught(self) -> Taught:
@@ -154,9 +164,13 @@ class Component(nn.Module):
         """Reach into the student, once, after its moving average was copied from it."""
         del network
 
-    def begin(self, draw: Draw) -> None:
+    def begin(self, draw: Draw, progress: float) -> None:
         """Take note that a training step begins."""
-        del draw
+        del draw, progress
+
+    def vary(self, augmentation: Augmentation) -> Augmentation:
+        """Return how the source's views are varied in this step."""
+        return augmentation
 
     def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
         """Return the source images ``(B, 3, S, S)`` in 0..1 in the target's appearance.

@@ -17,6 +17,7 @@ from da_leukemia.adaptation.mean_teacher import MeanTeacher
 from da_leukemia.adaptation.mixing import ConfMix, Daca
 from da_leukemia.adaptation.mixstyle import MixStyle
 from da_leukemia.adaptation.prototypes import Prototypes
+from da_leukemia.adaptation.sparse import PatchCrops, SparseSimilarity, SparseTeacher
 from da_leukemia.adaptation.statistics import AdaBN, Tent
 from da_leukemia.config import active_components
 from da_leukemia.errors import ConfigError
@@ -47,6 +48,9 @@ _BUILDERS: dict[str, Callable[[Any, AnyDetector], Component]] = {
     "cut_paste": lambda x, d: CutPaste(x, d.classes),
     "adabn": lambda x, d: AdaBN(x),
     "tent": lambda x, d: Tent(x),
+    "patch_crops": lambda x, d: PatchCrops(x),
+    "sparse_teacher": lambda x, d: SparseTeacher(x),
+    "sparse_similarity": lambda x, d: SparseSimilarity(x),
 }
 
 

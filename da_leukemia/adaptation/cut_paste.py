@@ -98,6 +98,7 @@ class CutPaste(Component):
             torch.cat([targets.attributes, targets.attributes[giver, place][:, None]], 1),
             torch.cat([targets.mask, wanted[:, None]], 1),
             targets.classes,
+            targets.regions,
         )
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def uncovered(targets: Targets, region: Tensor) -> Targets:
     gone = share <= 1e-6
     boxes = torch.where(gone.unsqueeze(-1), targets.boxes, boxes)
     labels = torch.where(share < VISIBLE, -1, targets.labels)
-    return Targets(boxes, labels, targets.attributes, targets.mask & ~gone, targets.classes)
+    return replace(targets, boxes=boxes, labels=labels, mask=targets.mask & ~gone)
 
 
 class ConfMix(Component):
@@ -178,6 +179,8 @@ class ConfMix(Component):
             torch.cat([kept.attributes, unknown], 1),
             torch.cat([kept.mask, mask], 1),
             source.classes,
+            # The teacher searched the quadrant; around it, only the patch of the source was.
+            None if source.regions is None else torch.cat([source.regions, region[:, None]], 1),
         )
         # The source's labels are certain; of the pasted ones the teacher's confident share is.
         confident = (mixed.mask & (mixed.labels >= 0)).float().sum()

@@ -74,7 +74,7 @@ class MixStyle(Component):
         for module in behind.values():
             module.register_forward_hook(self._hook)
 
-    def begin(self, draw: Draw) -> None:
+    def begin(self, draw: Draw, progress: float) -> None:
         """Take the random numbers of a step."""
         self._draw = draw
 

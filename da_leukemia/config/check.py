@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from da_leukemia.adaptation.settings import COMPONENTS, SOURCE_FREE, Method, refusal
 from da_leukemia.config.schema import (
     CALIBRATIONS,
+    NAME_MARKS,
     SOURCES_MARK,
     TWINS,
     Attributes,
@@ -28,6 +29,9 @@ from da_leukemia.config.schema import (
 )
 from da_leukemia.errors import did_you_mean
 from da_leukemia.labels import LABEL_SPACES
+
+_MOST_PATCHES = 64
+"""Patches of a field; with more there is no patch left that holds a cell."""
 
 
 def _strip_optional(hint: Any) -> Any:
@@ -218,6 +222,26 @@ def check_calibration(experiment: Experiment) -> list[str]:
     return found
 
 
+def check_sparse(experiment: Experiment) -> list[str]:
+    """Return every problem of the settings that make fields sparse, and of their axis."""
+    settings, axis = experiment.data.sparse, experiment.sparse
+    given = [("data.sparse.area", settings.area), *(("sparse", area) for area in axis or [])]
+    found = [
+        f"{where}: expected a share of the area above 0 and up to 1, got {area}"
+        for where, area in given
+        if not 0 < area <= 1
+    ]
+    if axis == []:
+        found.append("sparse: empty; name at least one share of the area, 1 for whole fields")
+    if axis is not None and not settings.whole:
+        found.append(
+            "data.sparse.area: the axis `sparse` of the experiment sets it, too; use one of them"
+        )
+    if not 1 <= settings.patches <= _MOST_PATCHES:
+        found.append(f"data.sparse.patches: expected 1 to {_MOST_PATCHES}, got {settings.patches}")
+    return found
+
+
 def _check_detector_in(experiment: Experiment, detector: Detector, where: str) -> list[str]:
     """Return what of a detector does not go with the experiment's data and methods."""
     data, found = experiment.data, check_detector(detector, where)
@@ -267,9 +291,10 @@ def check_numbers(experiment: Experiment) -> list[str]:
     problems += [
         f"detectors.{name}: a name cannot hold {mark!r}, which joins the parts of a run's name"
         for name in experiment.detectors
-        for mark in "+:@"
+        for mark in NAME_MARKS
         if mark in name
     ]
+    problems += check_sparse(experiment)
     problems += [
         f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
         for key in ("steps", "epoch_steps", "batch_size", "threads")

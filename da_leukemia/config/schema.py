@@ -93,6 +93,24 @@ CALIBRATIONS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass
+class Sparse:
+    """Annotate only random patches of the fields that are learned from; tests stay whole.
+
+    The experiment's ``sparse: [0.05, 0.2, 1]`` sets the area as an axis of the matrix.
+    See docs/sparse.md.
+    """
+
+    area: float = 1.0  # share of each field that is annotated; 1 = as the data set is
+    patches: int = 1  # of a field, that together have this area
+    seed: int = 0  # of their places
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is taken out."""
+        return self.area == 1
+
+
+@dataclass
 class Data:
     """Devices, label space and training size."""
 
@@ -106,6 +124,7 @@ class Data:
     domains: dict[str, Domain] = field(default_factory=dict)
     split: Split = field(default_factory=Split)
     calibration: Calibration = field(default_factory=Calibration)
+    sparse: Sparse = field(default_factory=Sparse)
     simulate: Simulation = field(default_factory=Simulation)
 
 
@@ -198,6 +217,9 @@ METRICS = (
 SOURCES_MARK = "+"
 """Between the devices of a source that is several."""
 
+NAME_MARKS = ":~+@"
+"""What joins a method with all that it was run with (see `sweep.names`): no name may hold it."""
+
 LEAVE_ONE_OUT = "leave_one_out"
 """In `Experiment.sources`: all devices with labels but one, for each of them."""
 
@@ -242,6 +264,7 @@ class Experiment:
     methods: list[str] = field(default_factory=lambda: ["fair_source_only"])
     twins: list[str] = field(default_factory=lambda: list(TWINS))  # added for adapted methods
     calibration: list[str] | None = None  # an axis like methods; default: data.calibration
+    sparse: list[float] | None = None  # annotated area, an axis like methods; default: data.sparse
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
     seeds: list[int] = field(default_factory=lambda: [0])
     # tables whose numbers the report prints ours beside: names of configs/published
@@ -288,6 +311,8 @@ def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
             del component["class_weight"]
     if not method["target_labels"]:
         del method["target_labels"], method["target_share"]
+    if method["outside"] == "ignored":
+        del method["outside"]
     if not method["source_free"]:
         del method["source_free"]
     if method["learning_rate_factor"] == 1.0:
@@ -376,6 +401,8 @@ class Job:
         identity["data"]["calibration"] = _identity_of(self.data.calibration)
         if not identity["data"]["calibration"]:
             del identity["data"]["calibration"]
+        if self.data.sparse.whole:  # as before there was a choice
+            del identity["data"]["sparse"]
         identity["method"] = _method_identity(identity["method"])
         domains = {name: identity["data"]["domains"][name] for name in seen}
         for domain in domains.values():

@@ -27,6 +27,9 @@ class Targets:
         attributes: ``(B, M, A)`` int64; -1 = missing.
         mask: ``(B, M)`` bool, True where there is a box.
         classes: ``(B, C)`` bool, the classes that the image's domain labels.
+        regions: ``(B, R, 4)``, the rectangles in which somebody looked for cells: what is outside
+            of all is neither cell nor background. Those without area are padding, one of infinite
+            size is a whole image. None: all images are annotated whole.
     """
 
     boxes: Tensor
@@ -34,10 +37,24 @@ class Targets:
     attributes: Tensor
     mask: Tensor
     classes: Tensor
+    regions: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Targets:
         """Move every tensor."""
-        return Targets(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Targets(**{n: t.to(device) for n, t in tensors.items() if t is not None})
+
+    def searched(self, points: Tensor) -> Tensor | None:
+        """Tell at which points ``(L, 2)`` or ``(B, L, 2)`` somebody looked for cells.
+
+        Returns:
+            ``(B, L)`` bool; None where somebody did everywhere.
+        """
+        if self.regions is None:
+            return None
+        x, y = points[..., None, 0], points[..., None, 1]  # (L, 1) or (B, L, 1)
+        x1, y1, x2, y2 = self.regions.unsqueeze(1).unbind(-1)  # (B, 1, R)
+        return ((x >= x1) & (x < x2) & (y >= y1) & (y < y2)).any(-1)
 
 
 @dataclass

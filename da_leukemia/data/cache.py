@@ -289,8 +289,9 @@ def _unpack(
     for row in rows:
         values = dict(zip(names, row, strict=True))
         values["image"] = Path(values["image"])
-        for name in ("labelled_classes", "annotated_region"):
-            values[name] = None if values[name] is None else tuple(values[name])
+        values["labelled_classes"] = tuple(values["labelled_classes"])
+        regions = values["annotated_regions"]
+        values["annotated_regions"] = regions and tuple(tuple(r) for r in regions)
         fields.append(FieldOfView(**values))
     findings = (Finding(**{**f, "examples": tuple(f["examples"])}) for f in text["findings"])
     return FieldIndex(text["domain"], tuple(fields), tuple(findings))

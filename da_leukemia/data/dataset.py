@@ -14,10 +14,12 @@ from da_leukemia.data.batches import VISIBLE, LabelledBatch, Targets, Unlabelled
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.data.images import Memory, Picture, Store
 from da_leukemia.data.preparation import Preparation, Window
+from da_leukemia.data.sparse import learned, opened
 from da_leukemia.labels import LabelSpace
 
 _ON_A_CELL = 0.75
-"""Share of a labelled field's windows that hold a given cell, where the field is larger."""
+"""Share of a labelled field's windows that hold a given cell, or patch, where the field is larger.
+"""
 
 
 Preparations = Preparation | int | Mapping[str, Preparation]
@@ -71,6 +73,8 @@ class FieldDataset(Dataset[int]):
         longest = max((len(f.labels) for f in self.fields), default=0)
         # One padded length for the whole data set: every batch has the same shapes.
         self.max_boxes = max(4, -(-longest // 4) * 4)
+        # 0 where all fields are annotated whole: nothing is computed then.
+        self.max_regions = max((len(f.annotated_regions or ()) for f in self.fields), default=0)
 
     def without_labels(self) -> FieldDataset:
         """Return the same images from which every label is taken out."""
@@ -81,7 +85,7 @@ class FieldDataset(Dataset[int]):
                 labels=f.labels[:0],
                 attributes=f.attributes[:0],
                 labelled_classes=(),
-                annotated_region=None,
+                annotated_regions=None,
             )
             for f in self.fields
         ]
@@ -126,6 +130,11 @@ class FieldDataset(Dataset[int]):
         if labelled and len(field.boxes) and draw.random() < _ON_A_CELL:
             box = field.boxes[draw.integers(len(field.boxes))] * self.factors(index)
             corner = (box[:2] + box[2:]) / 2 - draw.uniform(0.1, 0.9, 2) * self.size
+        elif labelled and field.annotated_regions and draw.random() < _ON_A_CELL:
+            patch = field.annotated_regions[draw.integers(len(field.annotated_regions))]
+            x1, y1, x2, y2 = np.array(patch) * self.factors(index)
+            point = draw.uniform((x1, y1), (x2, y2))
+            corner = point - draw.uniform(0.1, 0.9, 2) * self.size
         x, y = np.clip(corner.astype(np.int64), 0, room)
         return int(x), int(y)
 
@@ -184,6 +193,7 @@ class FieldDataset(Dataset[int]):
             torch.full((count, width, len(self.space.attributes)), -1),
             torch.zeros(count, width, dtype=torch.bool),
             torch.zeros(count, len(self.space.classes), dtype=torch.bool),
+            torch.zeros(count, self.max_regions, 4) if self.max_regions else None,
         )
         for row, (index, corner) in enumerate(zip(fields, corners, strict=True)):
             field = self.fields[index]
@@ -194,6 +204,9 @@ class FieldDataset(Dataset[int]):
             targets.attributes[row, :n] = torch.from_numpy(field.attributes[kept])
             targets.mask[row, :n] = True
             targets.classes[row, list(field.labelled_classes)] = True
+            if targets.regions is not None:
+                regions = opened(field) * self.factors(index) - np.array([*corner, *corner])
+                targets.regions[row, : len(regions)] = torch.from_numpy(regions)
         return LabelledBatch(plain.images, plain.fill, plain.index, targets)
 
     def _inside(
@@ -202,13 +215,14 @@ class FieldDataset(Dataset[int]):
         """Return boxes and labels in a window, and which of the field's they are."""
         field = self.fields[index]
         boxes = (field.boxes * self.factors(index)).astype(np.float32)
+        known = np.where(learned(field), field.labels, -1)
         if self.how(field).canvas(field.width, field.height) == (self.size, self.size):
-            return boxes, field.labels, np.ones(len(boxes), dtype=bool)
+            return boxes, known, np.ones(len(boxes), dtype=bool)
         moved = boxes - np.array([*corner, *corner], np.float32)
         cut = moved.clip(0, self.size)
         area, whole = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (cut, moved))
         kept = area > 0
-        labels = np.where(area < VISIBLE * whole, -1, field.labels)
+        labels = np.where(area < VISIBLE * whole, -1, known)
         return cut[kept], labels[kept], kept
 
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
+Region = tuple[float, float, float, float]
+"""A rectangle ``x1, y1, x2, y2``, half-open."""
+
 
 @dataclass(frozen=True)
 class FieldOfView:
@@ -34,7 +37,8 @@ class FieldOfView:
         attributes: ``(N, A)`` int64 codes, -1 where missing.
         labelled_classes: class indices that the domain labels at all; other classes are
             unlabelled there, not absent.
-        annotated_region: ``x1, y1, x2, y2`` of the annotated part, None for the whole field.
+        annotated_regions: the annotated parts, None for the whole field. Outside them nobody
+            looked: no box there is no background.
         released_split: "train", "test" or "" as the data set was released.
     """
 
@@ -48,7 +52,7 @@ class FieldOfView:
     labels: IntArray
     attributes: IntArray
     labelled_classes: tuple[int, ...]
-    annotated_region: tuple[float, float, float, float] | None = None
+    annotated_regions: tuple[Region, ...] | None = None
     released_split: str = ""
 
     @property

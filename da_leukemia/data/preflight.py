@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.integrity import whole
 from da_leukemia.data.readers import read_domain
 from da_leukemia.data.readers.findings import FindingLog
+from da_leukemia.data.sparse import learned, made_sparse
 from da_leukemia.data.splits import Split, leaks
 from da_leukemia.errors import DataError, UserError
 from da_leukemia.files import write_whole
@@ -66,13 +68,8 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
                     f"{experiment.data.label_space!r} in its training part; give it labels, or set "
                     f"data.domains.{name}.labels=test_only"
                 )
-            if any(f.annotated_region is not None for f in train.fields):
-                # The losses would take every unannotated cell for background.
-                problems.append(
-                    f"{name}: its training fields are annotated in a patch only, which can be "
-                    "tested on but not trained on yet; take another source, or set "
-                    f"data.domains.{name}.labels=test_only"
-                )
+            else:
+                problems += _nothing_in_patches(experiment, index, split)
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
@@ -102,6 +99,27 @@ def _warn_of_constant_attributes(
                 source,
                 same,
             )
+
+
+def _nothing_in_patches(experiment: Experiment, index: FieldIndex, split: Split) -> list[str]:
+    """Say which annotated areas leave a source no cell to learn from."""
+    found = []
+    areas = experiment.sparse or [experiment.data.sparse.area]
+    for area in dict.fromkeys(areas):
+        settings = dataclasses.replace(experiment.data.sparse, area=area)
+        train = split.select(made_sparse(index, split, settings), "train").fields
+        if any((f.labels[learned(f)] >= 0).any() for f in train):
+            continue
+        found.append(
+            f"{index.domain}: no labelled cell lies in an annotated patch of its training part, so "
+            "there is nothing to learn from; "
+            + (
+                "see data.domains.*.patch_order, or take another source"
+                if settings.whole
+                else f"raise the annotated area (sparse: {area:g}) or take another data.sparse.seed"
+            )
+        )
+    return found
 
 
 def _leaks(data: Data, indexes: Sequence[FieldIndex], split: Split) -> list[str]:

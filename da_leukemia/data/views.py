@@ -83,23 +83,36 @@ def warp_images(images: Tensor, fill: Tensor, geometry: Tensor) -> Tensor:
 
 
 def warp_targets(
-    targets: Targets, geometry: Tensor, size: int, visible: float = VISIBLE
+    targets: Targets,
+    geometry: Tensor,
+    size: int,
+    visible: float = VISIBLE,
+    frame: Tensor | None = None,
 ) -> Targets:
-    """Apply `weak_geometry` to boxes, clipped to the view.
+    """Apply `weak_geometry` to boxes, clipped to the view, or to a part ``(B, 4)`` of it.
 
     A box that left the view is dropped; one of which less than ``visible`` is left becomes
-    "ignore" (label -1).
+    "ignore" (label -1). Annotated regions move along and are not clipped.
     """
     factor, offset = geometry[:, None, :, 0], geometry[:, None, :, 1]
-    a = targets.boxes[..., :2] * factor + offset
-    b = targets.boxes[..., 2:] * factor + offset
-    whole = torch.cat([torch.minimum(a, b), torch.maximum(a, b)], -1)
+    whole = _moved(targets.boxes, factor, offset)
     boxes = whole.clamp(0, size)
+    if frame is not None:
+        low, high = (side.repeat(1, 2).unsqueeze(1) for side in (frame[:, :2], frame[:, 2:]))
+        boxes = torch.minimum(torch.maximum(boxes, low), high)
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     share = area / (whole[..., 2:] - whole[..., :2]).prod(-1).clamp(min=1e-6)
     mask = targets.mask & (area > 0)
     labels = torch.where(share < visible, -1, targets.labels)
-    return Targets(boxes, labels, targets.attributes, mask, targets.classes)
+    regions = targets.regions
+    if regions is not None:
+        regions = _moved(regions, factor, offset)
+    return Targets(boxes, labels, targets.attributes, mask, targets.classes, regions)
+
+
+def _moved(boxes: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    a, b = boxes[..., :2] * factor + offset, boxes[..., 2:] * factor + offset
+    return torch.cat([torch.minimum(a, b), torch.maximum(a, b)], -1)
 
 
 def _per_image(values: Tensor) -> Tensor:

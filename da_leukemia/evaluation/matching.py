@@ -36,13 +36,13 @@ def inside_region(record: FieldRecord) -> FieldRecord:
     Outside it nobody looked: a detection there is neither right nor wrong. True boxes follow
     the same rule, as nothing could be matched to them.
     """
-    if record.region is None:
+    if record.regions is None:
         return record
-    x1, y1, x2, y2 = record.region
+    x1, y1, x2, y2 = np.array(record.regions).T[..., None]
 
     def inside(boxes: FloatArray) -> NDArray[np.bool_]:
         x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
-        within: NDArray[np.bool_] = (x1 <= x) & (x < x2) & (y1 <= y) & (y < y2)
+        within: NDArray[np.bool_] = ((x1 <= x) & (x < x2) & (y1 <= y) & (y < y2)).any(axis=0)
         return within
 
     return _keep(record, inside(record.true_boxes), inside(record.boxes))

@@ -36,7 +36,7 @@ class FieldRecord:
         labels: ``(D,)`` int64, never negative.
         attribute_probs: ``(D, sum(space.attribute_sizes))`` float32, the softmax of each
             attribute side by side; ``(D, 0)`` from a detector without attributes.
-        region: ``x1, y1, x2, y2`` of the annotated part, None for the whole field.
+        regions: the annotated parts ``x1, y1, x2, y2``, None for the whole field.
         true_attribute_probs: ``(N, sum(space.attribute_sizes))`` float32, what the detector reads
             when it is given the true boxes; None where it was not asked.
 
@@ -53,7 +53,7 @@ class FieldRecord:
     scores: FloatArray
     labels: IntArray
     attribute_probs: FloatArray
-    region: tuple[float, float, float, float] | None = None
+    regions: tuple[tuple[float, float, float, float], ...] | None = None
     true_attribute_probs: FloatArray | None = None
 
     def __post_init__(self) -> None:
@@ -108,10 +108,7 @@ def save_records(path: Path, records: Sequence[FieldRecord]) -> None:
             np.float32,
             0,
         ),
-        "region": np.array(
-            [r.region if r.region is not None else (np.nan,) * 4 for r in records],
-            dtype=np.float64,
-        ).reshape(-1, 4),
+        "region": _regions(records),
     }
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -144,16 +141,28 @@ def load_records(path: Path) -> list[FieldRecord]:
         of_truth = (*of_truth, "true_attribute_probs")
     columns = {name: np.split(data[name], truth_cuts) for name in of_truth}
     columns |= {name: np.split(data[name], found_cuts) for name in of_found}
-    regions = [None if np.isnan(row).any() else tuple(row.tolist()) for row in data["region"]]
+    rows = data["region"]
+    rows = rows[:, None] if rows.ndim == 2 else rows  # as before there could be several
+    sound = [row[~np.isnan(row).any(1)].tolist() for row in rows]
+    regions = [tuple(tuple(r) for r in found) or None for found in sound]
     return [
         FieldRecord(
             key=str(key),
             group=str(data["group"][i]),
-            region=regions[i],
+            regions=regions[i],
             **{name: parts[i] for name, parts in columns.items()},
         )
         for i, key in enumerate(data["key"])
     ]
+
+
+def _regions(records: Sequence[FieldRecord]) -> NDArray[np.float64]:
+    """Return ``(N, R, 4)``, NaN where a field has fewer regions; all NaN is the whole field."""
+    most = max((len(r.regions or ()) for r in records), default=0)
+    rows = np.full((len(records), max(1, most), 4), np.nan)
+    for row, record in zip(rows, records, strict=True):
+        row[: len(record.regions or ())] = record.regions or np.zeros((0, 4))
+    return rows
 
 
 def _stack(

@@ -17,7 +17,8 @@ class Assignment:
     Attributes:
         positive: ``(B, L)`` bool.
         box: ``(B, L)`` int64, index of the box it answers for (0 where negative).
-        background: ``(B, L)`` bool, locations that are known to be no cell.
+        background: ``(B, L)`` bool, locations that are known to be no cell, none of them outside
+            the annotated regions.
     """
 
     positive: Tensor
@@ -67,5 +68,8 @@ def assign(
     # Inside any cell, known or not, a location that answers for none is not called background
     # when the cell's type is unknown; for known cells it is (that is how centres sharpen).
     unknown = (inside & ~known).any(-1)
-    background = ~positive & ~unknown
-    return Assignment(positive.T, box.T, background.T)
+    background = (~positive & ~unknown).T
+    searched = targets.searched(points)
+    if searched is not None:
+        background = background & searched
+    return Assignment(positive.T, box.T, background)

@@ -222,7 +222,8 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
         Args:
             outputs: raw answer.
             targets: padded labels; an image without boxes teaches background, a class that its
-                device does not label learns nothing from it.
+                device does not label learns nothing from it, nor does anything from what lies
+                outside the annotated regions and is no labelled cell.
             draw: random numbers, for a detector that samples; default: torch's own.
             attributes: whether the attribute loss is wanted; pseudo-labels come without.
         """
@@ -346,7 +347,8 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
     def ground_feature(self, outputs: Seen, targets: Targets) -> Tensor:
         """Return the mean of `region_features` outside all cells, ``(region_channels,)``.
 
-        Cells of unknown type count as cells, since they are no ground. Without gradient.
+        Cells of unknown type count as cells, since they are no ground, and so does what nobody
+        searched. Without gradient.
         """
 
     @abstractmethod

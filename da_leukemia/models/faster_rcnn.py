@@ -305,7 +305,9 @@ class FasterRCNN(DetectorBase[RegionOutputs]):
         proposals, real = self.propose(outputs)
         a, b = proposals.unsqueeze(2), targets.boxes.unsqueeze(1)
         apart = (a[..., :2] >= b[..., 2:]).any(-1) | (b[..., :2] >= a[..., 2:]).any(-1)
-        ground = (real & (apart | ~targets.mask.unsqueeze(1)).all(-1)).float()
+        ground = real & (apart | ~targets.mask.unsqueeze(1)).all(-1)
+        searched = targets.searched((proposals[..., :2] + proposals[..., 2:]) / 2)
+        ground = (ground if searched is None else ground & searched).float()
         features = self.region_features(outputs, proposals)
         return (features * ground.unsqueeze(-1)).sum((0, 1)) / ground.sum().clamp(min=1)
 

@@ -238,7 +238,9 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
         x, y = outputs.points[None, :, None, 0], outputs.points[None, :, None, 1]
         x1, y1, x2, y2 = (targets.boxes[:, None, :, i] for i in range(4))  # (B, 1, M)
         inside = (x > x1) & (x < x2) & (y > y1) & (y < y2) & targets.mask.unsqueeze(1)
-        ground = (~inside.any(-1)).float()
+        ground = ~inside.any(-1)
+        searched = targets.searched(outputs.points)
+        ground = (ground if searched is None else ground & searched).float()
         features = torch.cat([f.flatten(2) for f in outputs.features], 2).float()
         return (features * ground.unsqueeze(1)).sum((0, 2)) / ground.sum().clamp(min=1)
 

@@ -39,7 +39,8 @@ def match(
     Args:
         candidates: ``(B, N, 4)``, or ``(1, N, 4)`` where all images have the same.
         targets: padded labels. A candidate that overlaps a cell of unknown type by ``low``, or has
-            half of itself in it, is no background.
+            half of itself in it, is no background; nor is one whose centre lies outside the
+            annotated regions.
         high: IoU from which a candidate answers for a cell.
         low: IoU below which it is background; between the two it is neither.
         claim: let each cell claim its best candidates, however low they overlap.
@@ -60,7 +61,9 @@ def match(
     if claim:
         top = iou.amax(1, keepdim=True)
         positive = positive | ((iou == top) & (top > 0)).any(-1)
-    return Match(positive, box, ~positive & ~doubtful & (best < low))
+    background = ~positive & ~doubtful & (best < low)
+    searched = targets.searched((candidates[..., :2] + candidates[..., 2:]) / 2)
+    return Match(positive, box, background if searched is None else background & searched)
 
 
 def sample(found: Match, count: int, share: float, draw: Draw | None) -> tuple[Tensor, Tensor]:

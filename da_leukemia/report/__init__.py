@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.config import Experiment
+from da_leukemia.report.areas import areas_markdown, draw_areas
 from da_leukemia.report.contents import Contents, gather
 from da_leukemia.report.figures import draw_matrix
 from da_leukemia.report.gap import gap_closed
@@ -35,6 +36,7 @@ def write_report(
 ) -> Path:
     """Write ``matrix.{csv,md,tex,png}``, ``slides.json`` and ``index.html``; return its path.
 
+    Where the annotated area varies, also ``areas.png``: scores against it.
     Where epochs were recorded, also ``selection.csv``: what each rule of choice picks in each run.
     Where the experiment names published tables, ``published.csv``: every number, theirs and ours.
 
@@ -55,11 +57,19 @@ def write_report(
     write_published(contents, folder / "published.csv")
     (folder / "matrix.md").write_text(
         markdown(contents)
-        + "\n".join([*published_markdown(contents), *selection_markdown(contents), ""]),
+        + "\n".join(
+            [
+                *areas_markdown(contents),
+                *published_markdown(contents),
+                *selection_markdown(contents),
+                "",
+            ]
+        ),
         encoding="utf-8",
     )
     (folder / "matrix.tex").write_text(latex(contents), encoding="utf-8")
     draw_matrix(contents, folder / "matrix.png")
+    draw_areas(contents, folder / "areas.png")
     index = folder / "index.html"
     summed = sum_up(contents)
     (folder / "slides.json").write_text(json.dumps(summed, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.headlines import METRIC_MEANINGS, metric_name
 from da_leukemia.report.tables import percent
 from da_leukemia.sweep.matrix import View
-from da_leukemia.sweep.plan import calibration_of
+from da_leukemia.sweep.names import calibration_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from da_leukemia.config import devices_of
 from da_leukemia.report.gap import Gain, Pair
 from da_leukemia.report.intervals import Bootstrap, Bounds, labelled_in, table_of
 from da_leukemia.sweep.matrix import Result, Run
-from da_leukemia.sweep.plan import calibration_of, reference_of, uncalibrated
+from da_leukemia.sweep.names import calibration_of, reference_of, uncalibrated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from da_leukemia.config import devices_of
 from da_leukemia.sweep.matrix import Matrix
-from da_leukemia.sweep.plan import PLAIN, detector_of
+from da_leukemia.sweep.names import PLAIN, detector_of
 
 Pair = tuple[str, str, str]
 """(method, source, target)."""

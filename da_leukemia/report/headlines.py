@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from da_leukemia.report.gap import GapSummary, GapTable
 from da_leukemia.sweep.matrix import Matrix
-from da_leukemia.sweep.plan import FAIR
+from da_leukemia.sweep.names import FAIR
 
 METRIC_NAMES = {
     "ap50": "AP50",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from da_leukemia.errors import counted
+from da_leukemia.report.areas import areas_section
 from da_leukemia.report.attributes import attributes_section
 from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.figures import colour, top_of_scale
@@ -45,6 +46,7 @@ def page(contents: Contents, summed: Summed) -> str:
     sections = [
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
         ("published", "Beside published numbers", published_section(contents)),
+        ("areas", "What a share of the annotation is worth", areas_section(contents)),
         ("gap", "How much of the loss adaptation wins back", gap_section(contents)),
         (
             "selection",

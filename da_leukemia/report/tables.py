@@ -9,7 +9,7 @@ from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
 from da_leukemia.sweep.matrix import Matrix, Row, View
-from da_leukemia.sweep.plan import FAIR, calibration_of
+from da_leukemia.sweep.names import FAIR, calibration_of
 
 WIDEST = 110
 """Columns of a terminal table before its devices are numbered."""

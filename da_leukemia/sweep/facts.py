@@ -18,6 +18,7 @@ from da_leukemia.data.devices import Progress, measure_devices
 from da_leukemia.data.experiment import read_experiment_data
 from da_leukemia.data.few import few_labelled
 from da_leukemia.data.fields import FieldIndex, FieldOfView
+from da_leukemia.data.sparse import made_sparse
 from da_leukemia.data.splits import Split
 
 TRAINED_ON = "trained_on.json"
@@ -43,12 +44,29 @@ class Facts:
         self.split = split
         self.devices = devices
         self._prints: dict[tuple[str, str, bool], str] = {}
+        self._learned: dict[str, FieldIndex] = {}
+
+    def learned(self, job: Job, device: str) -> FieldIndex:
+        """Return a device of a job's source as the job may know it: see `made_sparse`."""
+        settings = job.data.sparse
+        if settings.whole or device not in devices_of(job.source):
+            return self.indexes[device]
+        key = f"{device} {settings}"
+        if key not in self._learned:
+            self._learned[key] = made_sparse(self.indexes[device], self.split, settings)
+        return self._learned[key]
 
     def trained_on(self, job: Job) -> dict[str, Any]:
         """Return what a job learns from, for its result."""
         seen = list(devices_of(job.source))
-        train = [f for name in seen for f in self.split.select(self.indexes[name], "train")]
-        prints = [self._print(name, "train", labels=True) for name in seen]
+        parts = [self.split.select(self.learned(job, name), "train") for name in seen]
+        train = [f for part in parts for f in part]
+        whole = job.data.sparse.whole
+        prints = (
+            [self._print(name, "train", labels=True) for name in seen]
+            if whole
+            else [fingerprint(part) for part in parts]
+        )
         facts: dict[str, Any] = {
             "fingerprint": prints[0] if len(prints) == 1 else _hash(" ".join(prints)),
             "train_fields": len(train),
@@ -118,7 +136,10 @@ def fingerprint(fields: Iterable[FieldOfView], labels: bool = True) -> str:
         if labels:
             digest.update(field.boxes.tobytes() + field.labels.tobytes())
             digest.update(field.attributes.tobytes())
-            digest.update(repr((field.labelled_classes, field.annotated_region)).encode())
+            regions = field.annotated_regions
+            # One region is told as it was before there could be several.
+            patch = regions[0] if regions is not None and len(regions) == 1 else regions
+            digest.update(repr((field.labelled_classes, patch)).encode())
     return digest.hexdigest()[:16]
 
 

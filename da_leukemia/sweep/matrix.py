@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from da_leukemia.config import METRICS, devices_of
 from da_leukemia.errors import UserError
-from da_leukemia.sweep.plan import FAIR, PLAIN, calibration_of, reference_of, uncalibrated
+from da_leukemia.sweep.names import FAIR, PLAIN, area_of, calibration_of, reference_of, uncalibrated
 
 COLUMNS = (
     *("method", "source", "target", "test", "metric"),
@@ -307,10 +307,10 @@ def _unfair(by_run: Mapping[Run, Result]) -> dict[str, str]:
 def _notes(by_run: Mapping[Run, Result], cells: Mapping[Any, Sequence[Result]]) -> tuple[str, ...]:
     notes = []
     contents = [r.content for r in by_run.values()]
-    prints: dict[tuple[str, str], set[str]] = defaultdict(set)
+    prints: dict[tuple[str, str, float], set[str]] = defaultdict(set)
     for run, result in by_run.items():  # a job may know the data of its own devices only
         fingerprint = (result.content.get("data") or {}).get("fingerprint", "")
-        prints[run.source, run.target].add(str(fingerprint))
+        prints[run.source, run.target, area_of(run.method)].add(str(fingerprint))
     states = max((len(found) for found in prints.values()), default=1)
     if states > 1:
         notes.append(f"The results come from {states} different states of the data.")

@@ -4,74 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from da_leukemia.adaptation.settings import AFTER_TRAINING, COMPONENTS, Method
 from da_leukemia.config import (
-    CALIBRATED,
     CALIBRATIONS,
     Calibration,
     Experiment,
     Job,
+    Sparse,
     active_components,
     complete,
     devices_of,
 )
 from da_leukemia.errors import ConfigError
-
-PLAIN = "source_only"
-FAIR = "fair_source_only"
-"""Nothing of the target, with the steps, augmentation and EMA of the adapted methods."""
-
-TWIN_MARK = ":"
-"""Between `FAIR` and the method it is the twin of, where that has a recipe of its own."""
-
-CALIBRATION_MARK = "+"
-"""Between a method and what calibration it was run with, as the matrix calls both."""
-
-DETECTOR_MARK = "@"
-"""Behind both: the detector, where the experiment compares several."""
-
-
-def full_name(method: str, used: Sequence[str], detector: str = "") -> str:
-    """Return what the matrix calls a method with its calibration and its detector.
-
-    ``fda+scale+colour@small``; all of the calibration together is ``fda+calibrated``.
-    """
-    if tuple(used) == CALIBRATED:
-        used = ["calibrated"]
-    name = CALIBRATION_MARK.join([method, *used])
-    return f"{name}{DETECTOR_MARK}{detector}" if detector else name
-
-
-def detector_of(method: str) -> str:
-    """Return the detector that `full_name` put behind a method, its mark included."""
-    _, mark, detector = method.partition(DETECTOR_MARK)
-    return mark + detector
-
-
-def calibration_of(method: str) -> str:
-    """Return the calibration that `full_name` put behind a method, its mark included."""
-    _, mark, used = method.partition(DETECTOR_MARK)[0].partition(CALIBRATION_MARK)
-    return mark + used
-
-
-def reference_of(method: str, methods: Collection[str]) -> str:
-    """Return the source-only run of a method's calibration and detector that it is measured by.
-
-    Args:
-        method: as the matrix calls it.
-        methods: all that are there.
-    """
-    further = calibration_of(method) + detector_of(method)
-    own = f"{FAIR}{TWIN_MARK}{method.removesuffix(further)}{further}"
-    return own if own in methods else f"{FAIR}{further}"
-
-
-def uncalibrated(method: str) -> str:
-    """Return what the same method with the same detector is called without calibration."""
-    detector = detector_of(method)
-    return method.removesuffix(calibration_of(method) + detector) + detector
+from da_leukemia.sweep.names import DETECTOR_MARK, FAIR, PLAIN, TWIN_MARK, detector_of, full_name
 
 
 def needs_target(method: Method) -> bool:
@@ -103,7 +50,7 @@ def source_model(job: Job) -> Job:
     kept = [c for c in active_components(job.method) if not COMPONENTS[c["name"]].targeted]
     method = Method(job.method.augmentation, job.method.ema, components=kept)
     detector = detector_of(job.method_name).removeprefix(DETECTOR_MARK)
-    name = full_name(FAIR, job.data.calibration.used, detector)
+    name = full_name(FAIR, job.data.calibration.used, detector, job.data.sparse.area)
     return dataclasses.replace(job, method=method, method_name=name, target=None)
 
 
@@ -119,7 +66,7 @@ def make_plan(experiment: Experiment) -> list[Job]:
 
     A method without a component that looks at a target is one job for each source and seed; any
     other method is one job for each target besides its source, and all of that once for each value
-    of ``experiment.calibration`` and each of ``experiment.detectors``. Each job is tested on all
+    of ``experiment.calibration``, ``.sparse`` and ``.detectors``. Each job is tested on all
     ``experiment.tests``. Two methods with the same content give two entries with one hash (see
     `unique`): one training, two rows.
 
@@ -184,9 +131,10 @@ def make_plan(experiment: Experiment) -> list[Job]:
             if target not in devices_of(source)
         ]
     jobs = [
-        _job(experiment, name, method, source, target, seed, tests, calibration, detector)
+        _job(experiment, name, method, source, target, seed, tests, calibration, sparse, detector)
         for name, method, source, target, chosen in rows
         for calibration in chosen
+        for sparse in sparsities(experiment)
         for detector in experiment.detectors or [""]
         for seed in dict.fromkeys(experiment.seeds)
     ]
@@ -225,6 +173,15 @@ def calibrations(experiment: Experiment) -> list[Calibration]:
     ]
 
 
+def sparsities(experiment: Experiment) -> list[Sparse]:
+    """Return the values of the axis `sparse` as settings."""
+    settings = experiment.data.sparse
+    if experiment.sparse is None:
+        return [settings]
+    areas = dict.fromkeys(experiment.sparse)
+    return [dataclasses.replace(settings, area=area) for area in areas]
+
+
 def _job(
     experiment: Experiment,
     name: str,
@@ -234,16 +191,17 @@ def _job(
     seed: int,
     tests: list[str],
     calibration: Calibration,
+    sparse: Sparse,
     detector: str,
 ) -> Job:
     return Job(
-        method_name=full_name(name, calibration.used, detector),
+        method_name=full_name(name, calibration.used, detector, sparse.area),
         method=method,
         source=source,
         target=target,
         seed=seed,
         tests=tests,
-        data=dataclasses.replace(experiment.data, calibration=calibration),
+        data=dataclasses.replace(experiment.data, calibration=calibration, sparse=sparse),
         detector=experiment.detectors[detector] if detector else experiment.detector,
         augmentation=experiment.augmentation,
         trainer=experiment.trainer,

@@ -14,6 +14,7 @@ from da_leukemia.config import Job, devices_of
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.images import Store
 from da_leukemia.data.preparation import Preparation
+from da_leukemia.data.sparse import learned
 from da_leukemia.errors import DataError
 from da_leukemia.evaluation import ClassLookup, fit_lookup
 from da_leukemia.evaluation.records import FieldRecord
@@ -37,8 +38,8 @@ class Fields:
         return get_label_space(self.job.data.label_space)
 
     def part(self, device: str, part: str) -> FieldDataset:
-        """Return a part of a device."""
-        fields = list(self.facts.split.select(self.facts.indexes[device], part))
+        """Return a part of a device; what the job learns from, as sparse as it may know it."""
+        fields = list(self.facts.split.select(self.facts.learned(self.job, device), part))
         return FieldDataset(fields, self.space, self.prepared[device], self.store)
 
     def unlabelled(self, device: str) -> FieldDataset:
@@ -53,11 +54,11 @@ class Fields:
     @cached_property
     def lookup(self) -> ClassLookup:
         """Attributes by cell type, from the training labels of the source or sources."""
-        indexes = [self.facts.indexes[name] for name in devices_of(self.job.source)]
+        indexes = [self.facts.learned(self.job, name) for name in devices_of(self.job.source)]
         seen = [f for index in indexes for f in self.facts.split.select(index, "train")]
         return fit_lookup(
-            np.concatenate([f.labels for f in seen]),
-            np.concatenate([f.attributes for f in seen]),
+            np.concatenate([f.labels[learned(f)] for f in seen]),
+            np.concatenate([f.attributes[learned(f)] for f in seen]),
         )
 
 

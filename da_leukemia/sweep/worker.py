@@ -309,6 +309,7 @@ def build_task(job: Job, scaled: bool = False, source_classes: Sequence[int] = (
         seed=job.seed,
         source_classes=source_classes,
         learning_rate_factor=job.method.learning_rate_factor,
+        outside_is_ground=job.method.outside == "background",
     )
 
 
@@ -326,7 +327,11 @@ def _train(
         "seed": job.seed,
         "store": fields.store,
     }
-    source = [indexes[name] for name in devices_of(job.source) if not job.method.source_free]
+    source = [
+        fields.facts.learned(job, name)
+        for name in devices_of(job.source)
+        if not job.method.source_free
+    ]
     if job.target is not None and job.method.target_labels:
         split, count = fields.facts.split, job.method.target_labels
         common["few"] = few_labelled(indexes[job.target], split, count, job.seed)

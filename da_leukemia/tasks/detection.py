@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -55,6 +56,7 @@ class DetectionTask(L.LightningModule):
         seed: of the views.
         source_classes: classes that the source labels, needed where there is no source to ask.
         learning_rate_factor: of the trainer's learning rate.
+        outside_is_ground: take what is not annotated for background.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class DetectionTask(L.LightningModule):
         seed: int = 0,
         source_classes: Sequence[int] = (),
         learning_rate_factor: float = 1.0,
+        outside_is_ground: bool = False,
     ) -> None:
         super().__init__()
         self.source_classes = tuple(source_classes)
@@ -78,6 +81,7 @@ class DetectionTask(L.LightningModule):
         self.settings = trainer
         self.augmentation = augmentation
         self.strong = strong
+        self.outside_is_ground = outside_is_ground
         self.seed = seed
         self.tests_average = ema
         needs_average = ema or any(c.needs_teacher for c in components)
@@ -118,14 +122,19 @@ class DetectionTask(L.LightningModule):
             )
 
     def _views(
-        self, batch: LabelledBatch | UnlabelledBatch, draw: Draw, strong: bool
+        self,
+        batch: LabelledBatch | UnlabelledBatch,
+        draw: Draw,
+        strong: bool,
+        augmentation: Augmentation | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return geometry, weak view and strong view (the weak one where it is not wanted)."""
+        settings = self.augmentation if augmentation is None else augmentation
         size = batch.images.shape[-1]
         images = batch.images.float().div(255).contiguous(memory_format=torch.channels_last)
-        geometry = weak_geometry(len(images), size, self.augmentation, draw)
+        geometry = weak_geometry(len(images), size, settings, draw)
         weak = warp_images(images, batch.fill.float() / 255, geometry)
-        return geometry, weak, strong_photometry(weak, self.augmentation, draw) if strong else weak
+        return geometry, weak, strong_photometry(weak, settings, draw) if strong else weak
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step: views, restyling, one forward pass over both devices, all losses."""
@@ -139,8 +148,10 @@ class DetectionTask(L.LightningModule):
         draw = Draw(generator_for(self.seed, step, _SOURCE, device))
         own = Draw(generator_for(self.seed, step, _COMPONENTS, device))
 
+        augmentation = self.augmentation
         for component in self._components:
-            component.begin(own)
+            component.begin(own, progress)
+            augmentation = component.vary(augmentation)
         weak_target = strong_target = None
         size = source.images.shape[-1]
         composers = [c for c in self._components if c.composes(progress)]
@@ -150,16 +161,19 @@ class DetectionTask(L.LightningModule):
             strong = self.strong and (wanted or bool(composers))
             _, weak_target, strong_target = self._views(target, other, strong)
 
-        geometry, images, _ = self._views(source, draw, False)
+        geometry, images, _ = self._views(source, draw, False, augmentation)
         for component in self._components:
             if weak_target is not None or component.restyles_alone:
                 style = images if weak_target is None else weak_target
                 images = component.restyle(images, style, own)
         targets = warp_targets(source.targets, geometry, size)
+        if self.outside_is_ground:
+            targets = replace(targets, regions=None)
         for component in self._components:
             images, targets = component.rework(images, targets, own)
+        weak_source = images
         if self.strong:
-            images = strong_photometry(images, self.augmentation, draw)
+            images = strong_photometry(images, augmentation, draw)
 
         views = None
         extras: list[tuple[Component, Extra]] = []
@@ -196,6 +210,7 @@ class DetectionTask(L.LightningModule):
                 target=on_target,
                 target_weak=weak_target,
                 log=self._log_mean,
+                source_weak=weak_source,
             ).after(views)
             asked = zip(extras, seen[len(parts) :], strict=True)
             answered = [(component, extra, found) for (component, extra), found in asked]
@@ -209,15 +224,16 @@ class DetectionTask(L.LightningModule):
         own = Draw(generator_for(self.seed, step, _COMPONENTS, self.device))
         other = Draw(generator_for(self.seed, step, _TARGET, self.device))
         _, weak, strong = self._views(batch, other, self.strong)
+        progress = min(1.0, step / max(1, self.settings.steps))
         for component in self._components:
-            component.begin(own)
+            component.begin(own, progress)
         for component in self._components:
             strong = component.disguise(strong, own)
         (seen,) = self._forward([strong])
         context = StepContext(
             detector=self.detector,
             teacher=self._teacher,
-            progress=min(1.0, step / max(1, self.settings.steps)),
+            progress=progress,
             draw=own,
             source=cast(Outputs, NoSource()),
             source_targets=self._no_targets(len(weak)),

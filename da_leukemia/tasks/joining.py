@@ -103,7 +103,7 @@ class Join:
                 scores=found.scores,
                 labels=found.labels,
                 attribute_probs=found.attributes,
-                region=field.annotated_region,
+                regions=field.annotated_regions,
                 true_attribute_probs=asked,
             )
         )

@@ -98,7 +98,7 @@ class Fields:
                 labels=labels,
                 attributes=attributes,
                 labelled_classes=() if item.unread else labelled_classes,
-                annotated_region=item.region,
+                annotated_regions=None if item.region is None else (item.region,),
                 released_split=item.split,
             )
         )

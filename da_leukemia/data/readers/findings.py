@@ -130,7 +130,8 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "box_outside_patch": (
         "warning",
-        "the centre of a box lies outside the annotated patch; the box is kept, but not scored",
+        "the centre of a box lies outside the annotated patch; the box is kept, but neither "
+        "learned nor scored",
     ),
     "cell_count_differs": (
         "warning",

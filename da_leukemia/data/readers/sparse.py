@@ -1,8 +1,8 @@
 """Sparse-LeukemiaAttri (Rehman et al., Medical Image Analysis 106:103760, arXiv 2504.02602).
 
 Text rows of 16 columns, ``class x y width height  p1 p2 p3 p4  size + six`` (15 without size): in a
-training image only the patch ``p1..p4``, in pixels, is annotated; it becomes
-``FieldOfView.annotated_region``. The README of the release orders it ``x1 x2 y1 y2``, its code
+training image only the patch ``p1..p4``, in pixels, is annotated; it becomes the one of
+``FieldOfView.annotated_regions``. The README of the release orders it ``x1 x2 y1 y2``, its code
 ``x1 y1 x2 y2``: the order is found per data set from the boxes, which must lie inside, and told
 (`patch_order`); the setting ``patch_order`` forces it. Test images are annotated whole, their patch
 columns mean nothing.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.fields import FieldIndex, Region
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
 from da_leukemia.data.readers.boxes import header_size, shares_to_box
 from da_leukemia.data.readers.findings import FindingLog
@@ -47,8 +47,6 @@ _LABEL_FOLDERS = ("labels", "txt_labels/AttriDet", "txt_labels")
 _COLUMNS = (15, 16)
 _TOLERANCE = 1.0
 """Pixels by which a centre may leave its patch: coordinates are rounded to 1/1000 of 640."""
-
-Region = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
