@@ -14,7 +14,7 @@ PLAIN = "source_only"
 FAIR = "fair_source_only"
 """Nothing of the target, with the steps, augmentation and EMA of the adapted methods."""
 
-TWIN_MARK, AREA_MARK, CALIBRATION_MARK, DETECTOR_MARK = NAME_MARKS
+TWIN_MARK, AREA_MARK, CALIBRATION_MARK, DETECTOR_MARK = tuple(NAME_MARKS)
 """`TWIN_MARK` joins `FAIR` and the method it is the twin of, where that has its own recipe."""
 
 
