@@ -23,6 +23,7 @@ __all__ = [
     "gather",
     "missing_sentence",
     "render_text",
+    "write_contents",
     "write_report",
 ]
 
@@ -32,9 +33,7 @@ def write_report(
     results: Iterable[Result | Mapping[str, Any]],
     folder: Path,
 ) -> Path:
-    """Write ``matrix.{csv,md,tex,png}``, ``slides.json`` and ``index.html``; return its path.
-
-    Where epochs were recorded, also ``selection.csv``: what each rule of choice picks in each run.
+    """Gather and write a report; return the path of its page.
 
     Args:
         experiment: a complete one, as `load_experiment` gives it.
@@ -47,7 +46,19 @@ def write_report(
         UserError: results that do not belong together.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    contents = gather(experiment, results, cache=folder / "intervals.json")
+    return write_contents(gather(experiment, results, cache=folder / "intervals.json"), folder)
+
+
+def write_contents(contents: Contents, folder: Path) -> Path:
+    """Write ``matrix.{csv,md,tex,png}``, ``slides.json`` and ``index.html``; return its path.
+
+    Where epochs were recorded, also ``selection.csv``: what each rule of choice picks in each run.
+
+    Args:
+        contents: what is reported.
+        folder: where to write, created where needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     write_csv(contents.matrix, folder / "matrix.csv")
     write_selection(contents, folder / "selection.csv")
     (folder / "matrix.md").write_text(

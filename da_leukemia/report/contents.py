@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from da_leukemia.config import Experiment
+from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError
 from da_leukemia.report.gains import gains, shares
 from da_leukemia.report.gap import GapTable, gap_closed
@@ -15,6 +16,9 @@ from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.sweep.ledger import job_folder, read_failure
 from da_leukemia.sweep.matrix import Matrix, Result, Run, build_matrix
 from da_leukemia.sweep.plan import make_plan
+
+MOST = 9
+"""Methods that are drawn: a page or a picture of thirty matrices is read by nobody."""
 
 HEADLINE = "ap50"
 """The metric of the headline, the gap table and the picture."""
@@ -53,6 +57,36 @@ class Contents:
     gap: GapTable
     added: GapTable | None
 
+    @cached_property
+    def shown(self) -> tuple[str, ...]:
+        """The methods that are drawn: all, or of many the references and the best `MOST`.
+
+        Best is who closes most of the gap. Files of numbers (CSV, Markdown) have all of them.
+        """
+        methods = self.matrix.methods
+        if len(methods) <= MOST:
+            return methods
+        compared = {s.method for s in self.gap.summaries}
+        ranked = sorted(
+            (s for s in self.gap.summaries if s.ratio_of_means is not None),
+            key=lambda s: -(s.ratio_of_means or 0.0),
+        )
+        best = [s.method for s in ranked] + [m for m in methods if m in compared]
+        order = dict.fromkeys([m for m in methods if m not in compared][: MOST // 2] + best)
+        chosen = set(list(order)[:MOST])
+        return tuple(m for m in methods if m in chosen)
+
+    @property
+    def left_out(self) -> str | None:
+        """Say which methods are not drawn; None where all are."""
+        many = len(self.matrix.methods)
+        if many <= MOST:
+            return None
+        return (
+            f"Of {many} methods the {len(self.shown)} are drawn that close most of the gap, with "
+            "what they are compared to; matrix.csv and matrix.md have all."
+        )
+
 
 def as_results(
     experiment: Experiment, results: Iterable[Result | Mapping[str, Any]]
@@ -68,6 +102,7 @@ def gather(
     experiment: Experiment,
     results: Iterable[Result | Mapping[str, Any]],
     cache: Path | None = None,
+    plan: Sequence[Job] | None = None,
 ) -> Contents:
     """Build the matrix and find out what is missing.
 
@@ -75,6 +110,7 @@ def gather(
         experiment: a complete one, as `load_experiment` gives it.
         results: parsed result files of the experiment, in any order (see `ledger.collect`).
         cache: file that keeps the bootstrap intervals between reports.
+        plan: of the experiment, where it has been made already.
 
     Raises:
         UserError: two jobs claim one place of the matrix.
@@ -82,7 +118,7 @@ def gather(
     found = as_results(experiment, results)
     tests = set(experiment.tests or experiment.data.domains)
     found = [_only(r, tests) for r in found]
-    jobs = make_plan(experiment)
+    jobs = make_plan(experiment) if plan is None else plan
     order = {Run(j.method_name, j.source, j.target or "", j.seed): j for j in jobs}
     stray = [r.run for r in found if r.run not in order]
     if stray:
@@ -122,5 +158,7 @@ def gather(
 
 def _only(result: Result, tests: set[str]) -> Result:
     """Leave out devices that the experiment no longer tests on."""
+    if result.content["tests"].keys() <= tests:
+        return result
     kept = {t: s for t, s in result.content["tests"].items() if t in tests}
     return Result({**result.content, "tests": kept}, result.folder)

@@ -60,7 +60,7 @@ def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
     from matplotlib.figure import Figure
 
     matrix = contents.matrix
-    views = [v for v in (matrix.view(m, metric) for m in matrix.methods) if v.cells]
+    views = [v for v in (matrix.view(m, metric) for m in contents.shown) if v.cells]
     if not views:
         figure = Figure(figsize=(6, 2))
         figure.text(0.5, 0.5, "No result yet", ha="center", va="center", fontsize=14)
@@ -105,6 +105,7 @@ def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
         about += ", 95 % bootstrap intervals over seeds and patients (fields of devices without)"
     if any(v.borrowed for v in views):
         about += "; grey: not adapted (fair_source_only)"
+    about += f". {contents.left_out.rstrip('.')}" if contents.left_out else ""
     lines_below = textwrap.wrap(f"{about}.", int(width * 13))
     note_text = "\n".join(lines_below)
     figure.text(0.12 / width, 0.12 / height, note_text, fontsize=8, color="#555555")

@@ -93,7 +93,9 @@ def _head(contents: Contents, links: str) -> str:
     lines += [f"<nav>{links}</nav>", _figures(contents)]
     said = [f"<li>{escape(s)}</li>" for s in (*headlines(matrix, gap), *gap.notes)]
     lines += [f'<ul class="said">{"".join(said)}</ul>']
-    warnings = [s for s in (missing_sentence(contents), *matrix.notes) if s]
+    warnings = [
+        s for s in (missing_sentence(contents), contents.left_out, *matrix.notes) if s
+    ]
     lines += [f'<p class="warn">{escape(warning)}</p>' for warning in warnings]
     return "\n".join(lines)
 
@@ -123,7 +125,7 @@ def _figures(contents: Contents) -> str:
 def _matrices(contents: Contents) -> str:
     parts = []
     for metric in contents.matrix.metrics:
-        views = [contents.matrix.view(m, metric) for m in contents.matrix.methods]
+        views = [contents.matrix.view(m, metric) for m in contents.shown]
         views = [v for v in views if v.cells]
         body = _metric(metric, views)
         if metric == HEADLINE:

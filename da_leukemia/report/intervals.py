@@ -92,6 +92,7 @@ class Bootstrap:
     def save(self) -> None:
         """Keep what this report used, and forget what it did not."""
         if self.cache is not None:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
             part = self.cache.with_suffix(".part")
             part.write_text(json.dumps(self._used, sort_keys=True, indent=0), encoding="utf-8")
             part.replace(self.cache)

@@ -226,15 +226,17 @@ def report(experiment: Experiment) -> None:
     Raises:
         UserError: nothing is done yet.
     """
-    from da_leukemia.report import gather, missing_sentence, render_text, write_report
+    from da_leukemia.report import gather, missing_sentence, render_text, write_contents
 
     complete(experiment)
-    results = ledger.collect(experiment.folder, make_plan(experiment))
+    plan = make_plan(experiment)
+    results = ledger.collect(experiment.folder, plan)
     if not results:
         raise UserError(f"{experiment.folder}: no job is done yet; start with `sweep run`")
     folder = experiment.folder / "report"
-    index = write_report(experiment, results, folder)
-    contents = gather(experiment, results, cache=folder / "intervals.json")
+    contents = gather(experiment, results, folder / "intervals.json", plan)
+    del results
+    index = write_contents(contents, folder)
     print(render_text(contents.matrix))
     if contents.missing:
         print(f"\n{missing_sentence(contents)}")

@@ -140,6 +140,15 @@ class Matrix:
         return {(r.method, r.source, r.target, r.test, r.metric): r for r in self.rows}
 
     @cached_property
+    def _places(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Metric -> sources and tests, in the order of the rows."""
+        found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+        for row in self.rows:
+            sources, tests = found.setdefault(row.metric, ({}, {}))
+            sources[row.source] = tests[row.test] = None
+        return {m: (tuple(sources), tuple(tests)) for m, (sources, tests) in found.items()}
+
+    @cached_property
     def methods(self) -> tuple[str, ...]:
         """Methods in the order of the rows."""
         return tuple(dict.fromkeys(r.method for r in self.rows))
@@ -179,9 +188,7 @@ class Matrix:
 
     def view(self, method: str, metric: str = "ap50") -> View:
         """Arrange a method as source x test. Adapted: cell (s, t) was adapted to t, tested on t."""
-        rows = [r for r in self.rows if r.metric == metric]
-        sources = tuple(dict.fromkeys(r.source for r in rows))
-        tests = tuple(dict.fromkeys(r.test for r in rows))
+        sources, tests = self._places.get(metric, ((), ()))
         adapted = method in self.adapted
         cells: dict[tuple[str, str], Row] = {}
         borrowed = set()
