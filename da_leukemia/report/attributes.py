@@ -89,18 +89,16 @@ def _without_empty(
 
 def _groups(contents: Contents) -> Iterator[tuple[str, bool, Tested]]:
     reference = reference_method(contents.matrix)
-    for method in contents.matrix.methods:
+    groups: dict[tuple[str, bool], Tested] = {}
+    for result in contents.results:
+        run, trained_on = result.run, devices_of(result.run.source)
+        for test in [run.target] if run.target else result.content["tests"]:
+            if test in result.content["tests"]:
+                groups.setdefault((run.method, test in trained_on), []).append((result, test))
+    for method in contents.shown:
         for same in (True, False) if method == reference else (False,):
-            tested = [
-                (result, test)
-                for result in contents.results
-                for test in result.content["tests"]
-                if result.run.method == method
-                and result.run.target in ("", test)
-                and (test in devices_of(result.run.source)) is same
-            ]
-            if tested:
-                yield method, same, tested
+            if (method, same) in groups:
+                yield method, same, groups[method, same]
 
 
 def _mean(tested: Tested, *path: str) -> float | None:

@@ -17,7 +17,7 @@ from da_leukemia.sweep.ledger import job_folder, read_failure
 from da_leukemia.sweep.matrix import Matrix, Result, Run, build_matrix
 from da_leukemia.sweep.plan import make_plan
 
-MOST = 9
+MOST = 6
 """Methods that are drawn: a page or a picture of thirty matrices is read by nobody."""
 
 HEADLINE = "ap50"

@@ -139,8 +139,8 @@ def _breakdown(
     truths: dict[str, dict[str, int]] = {}
     for result in contents.results:
         run = result.run
-        for test in result.content["tests"]:
-            if run.target not in ("", test):
+        for test in [run.target] if run.target else result.content["tests"]:
+            if test not in result.content["tests"]:
                 continue
             for name, entry in (result.metrics(test).get(section) or {}).items():
                 truths.setdefault(name, {})[test] = int(entry.get("truths") or 0)
@@ -150,7 +150,7 @@ def _breakdown(
                         entry[key]
                     )
     columns = [(reference, True)] if reference else []
-    columns += [(method, False) for method in contents.matrix.methods]
+    columns += [(method, False) for method in contents.shown]
     header = [what, "cells", *(f"{m}, {'same' if s else 'other'}" for m, s in columns)]
     rows = []
     for name, counted in truths.items():

@@ -183,11 +183,7 @@ def write_plan(experiment: Experiment, entries: Iterable[tuple[Job, str]]) -> No
 # --- reading ---------------------------------------------------------------------------------
 
 
-Reader = Callable[[bytes], Any]
-"""Reads the text of a result: whole (`json.loads`), or a part of it, see `partial`."""
-
-
-def _read_json(path: Path, reader: Reader = json.loads) -> Any:
+def _read_json(path: Path, reader: partial.Reader = json.loads) -> Any:
     try:
         text = path.read_bytes()
         if reader is not json.loads:
@@ -201,7 +197,7 @@ def _read_json(path: Path, reader: Reader = json.loads) -> Any:
 
 
 def read_result(
-    folder: Path, job_hash: str, tests: Iterable[str], reader: Reader = json.loads
+    folder: Path, job_hash: str, tests: Iterable[str], reader: partial.Reader = json.loads
 ) -> tuple[dict[str, Any] | None, str]:
     """Return a job's result, or None and the reason why the file there does not count.
 
@@ -304,7 +300,8 @@ def collect(sweep: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for job_hash, job in unique(jobs).items():
         folder = job_folder(sweep, job_hash)
-        result, _ = read_result(folder, job_hash, job.tests, partial.lean)
+        reader = partial.lean(job.target, tuple(job.tests))
+        result, _ = read_result(folder, job_hash, job.tests, reader)
         if result is not None:
             found[job_hash] = shared.slim(result)
     return [{**found[j.hash], "method": j.method_name} for j in jobs if j.hash in found]

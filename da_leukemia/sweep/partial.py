@@ -6,14 +6,16 @@ the text is only passed over, which takes a tenth of the time (msgspec) and of t
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import msgspec
 
 from da_leukemia.sweep.matrix import METRICS
 
-HEAVY = ("as_released",)
-"""Entries of a device's metrics that no report shows."""
+Reader = Callable[[bytes], Any]
+"""Reads the text of a result, whole or a part; raises `msgspec.MsgspecError` on what it is not."""
 
 
 class _BriefTest(TypedDict, total=False):
@@ -28,75 +30,73 @@ class _Brief(TypedDict, total=False):
     timings: Any
 
 
-class _LeanTest(TypedDict, total=False):
-    metrics: msgspec.Raw
-    records: str | None
-    fingerprint: str | None
+class _View(TypedDict, total=False):
+    f1: float | None
+    balanced_accuracy: float | None
+    lookup_f1: float | None
+    gain_f1: float | None
+    lookup_balanced_accuracy: float | None
+    gain_balanced_accuracy: float | None
 
 
-class _Lean(TypedDict, total=False):
-    version: Any
-    job: Any
-    method: str
-    source: str
-    target: str | None
-    seed: int
-    label_space: str
-    classes: list[str]
-    tests: dict[str, _LeanTest]
-    epochs: Any
-    config: Any
-    versions: Any
-    code: Any
-    data: Any
-    split: Any
-    devices: Any
-    device: Any
-    timings: Any
-    memory: Any
+class _Table(TypedDict, total=False):
+    count: list[int]
+    confidence: list[float | None]
+    precision: list[float | None]
+    ece: float | None
 
 
-_scores: Any = dict.fromkeys(METRICS, float | None)
-_Scores = TypedDict(  # type: ignore[misc]
-    "_Scores", {**_scores, "fields": int, "boxes": int, "evaluator_version": str}, total=False
-)
-_brief, _lean = msgspec.json.Decoder(_Brief), msgspec.json.Decoder(_Lean)
-_headline: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(_Scores)
+class _Reliability(TypedDict, total=False):
+    types: _Table | None
+    attributes: _Table | None
 
 
-def brief(text: bytes) -> Any:
-    """Return what says whether a result counts: its job, tests, data and timings; no scores.
+brief: Reader = msgspec.json.Decoder(_Brief).decode
+"""Reads what says whether a result counts: its job, tests, data and timings; no scores."""
 
-    Raises:
-        msgspec.MsgspecError: not JSON, or not of the kind that is expected.
-    """
-    return _brief.decode(text)
+_PARTS: dict[str, Reader] = {
+    "attributes": msgspec.json.Decoder(dict[str, _View] | None).decode,
+    "reliability": msgspec.json.Decoder(_Reliability | None).decode,
+}
+"""Tables of one test of which only the sums are reported."""
+
+_UNREPORTED = ("as_released",)
 
 
-def lean(text: bytes) -> Any:
-    """Return a result without what no report shows.
+@functools.lru_cache(256)
+def lean(target: str | None, tests: tuple[str, ...]) -> Reader:
+    """Return what reads a result without the parts that no report shows.
 
     Where a run was adapted to one device and tested on another, nothing but its headline scores
     (`METRICS`) is read: nine tests of ten in a large sweep.
 
-    Raises:
-        msgspec.MsgspecError: not JSON, or not of the kind that is expected.
+    Args:
+        target: device that the run was adapted to, None for none.
+        tests: devices to read the tests of; others are left out.
     """
-    result: Any = _lean.decode(text)
-    target = result.get("target") or ""
-    for device, test in result["tests"].items():
-        if target in ("", device):
-            test["metrics"] = slim(msgspec.json.decode(test["metrics"]))
-        else:
-            test["metrics"] = _headline.decode(test["metrics"])
-    return result
+    scores: Any = dict.fromkeys(METRICS, float | None)
+    kept: Any = {"records": str | None, "fingerprint": str | None}
+    made: Any = TypedDict  # called with what is known at run time only
+    few = made("few", {**scores, "fields": int, "evaluator_version": str}, total=False)
+    off = made("off", {"metrics": few}, total=False)
+    on = made("on", {**kept, "metrics": dict[str, msgspec.Raw]}, total=False)
+    full = [name for name in tests if target in (None, name)]
+    told = ("version", "job", "method", "source", "target", "seed", "label_space", "classes")
+    told += ("epochs", "config", "versions", "code", "data", "split", "devices", "device")
+    content: Any = dict.fromkeys((*told, "timings", "memory"), Any)
+    of_tests = made("of_tests", {t: on if t in full else off for t in tests}, total=False)
+    read = msgspec.json.Decoder(made("lean", {**content, "tests": of_tests}, total=False)).decode
 
+    def reader(text: bytes) -> Any:
+        result: Any = read(text)
+        for name in full:
+            test = result["tests"].get(name)
+            if test is not None:
+                test["metrics"] = {
+                    key: _PARTS.get(key, msgspec.json.decode)(raw)
+                    for key, raw in test["metrics"].items()
+                    if key not in _UNREPORTED
+                }
+        return result
 
-def slim(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Drop the tables of one test that no report shows, in place."""
-    for name in HEAVY:
-        metrics.pop(name, None)
-    for view in (metrics.get("attributes") or {}).values():
-        view.pop("per_attribute", None)
-    (metrics.get("reliability") or {}).pop("ece_per_attribute", None)
-    return metrics
+    return reader
