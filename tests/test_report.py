@@ -195,7 +195,7 @@ def test_markdown_and_latex_hold_the_headline(report):
     markdown = (report / "matrix.md").read_text()
     assert "| mean_teacher | microscope | phone |" in markdown
     latex = (report / "matrix.tex").read_text()
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
     assert r"mean\_teacher" in latex
     assert not re.search(r"(?<!\\)_", latex.replace("label{", "").replace("synthetic-", ""))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def active_components(method: Method) -> list[dict[str, Any]]:
         kind = str(settings["name"])
         full = COMPONENTS[kind](**{k: v for k, v in settings.items() if k != "name"})
         if getattr(full, full.strength) != 0:
-            active.append({"name": kind, **dataclasses.asdict(full)})
+            active.append({"name": kind, **_plain(full)})
     return active
 
 
@@ -265,7 +266,7 @@ def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
 
 def _identity_of(calibration: Calibration) -> dict[str, Any]:
     """Return what of a calibration decides a training; nothing where none is used."""
-    settings = dataclasses.asdict(calibration)
+    settings: dict[str, Any] = _plain(calibration)
     if not calibration.used:
         return {}
     if not calibration.scale:
@@ -274,17 +275,26 @@ def _identity_of(calibration: Calibration) -> dict[str, Any]:
 
 
 _KEPT = "_kept_hash"
+_FLAT = frozenset({str, int, float, bool, type(None), list})
+"""Most settings are; a plan of 20,000 jobs has two million."""
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    """Return the settings of a section; nothing for what is none."""
+    return tuple(f.name for f in dataclasses.fields(kind)) if is_dataclass(kind) else ()
 
 _TRACKING = ("tracking", "tracking_checkpoints")
 
 
 def _plain(settings: Any) -> Any:
     """Return settings as dictionaries, as `dataclasses.asdict`, without copying what is flat."""
-    if dataclasses.is_dataclass(settings):
-        return {f: _plain(getattr(settings, f)) for f in settings.__dataclass_fields__}
-    if isinstance(settings, dict):
-        return {key: _plain(value) for key, value in settings.items()}
-    return settings
+    if not isinstance(settings, dict):
+        names = _names(type(settings))
+        if not names:
+            return settings
+        settings = {name: getattr(settings, name) for name in names}
+    return {k: v if type(v) in _FLAT else _plain(v) for k, v in settings.items()}
 
 
 @dataclass

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.config import Experiment
-from da_leukemia.report.contents import Contents, gather
+from da_leukemia.report.contents import HEADLINE, Contents, gather
+from da_leukemia.report.factors import write_factors
 from da_leukemia.report.figures import draw_matrix
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.html import page
+from da_leukemia.report.ranks import write_ranks
 from da_leukemia.report.selection import selection_markdown, write_selection
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import latex, markdown, missing_sentence, render_text
@@ -50,9 +52,11 @@ def write_report(
 
 
 def write_contents(contents: Contents, folder: Path) -> Path:
-    """Write ``matrix.{csv,md,tex,png}``, ``slides.json`` and ``index.html``; return its path.
+    """Write ``matrix.{csv,md,tex,png,svg}``, ``slides.json`` and ``index.html``; return its path.
 
-    Where epochs were recorded, also ``selection.csv``: what each rule of choice picks in each run.
+    Where there is something to put into them, also ``selection.csv`` (what each rule of choice
+    picks in each run), ``ranks.svg`` (the critical-difference plot) and ``factors.csv`` (what each
+    optical factor costs).
 
     Args:
         contents: what is reported.
@@ -65,7 +69,9 @@ def write_contents(contents: Contents, folder: Path) -> Path:
         markdown(contents) + "\n".join([*selection_markdown(contents), ""]), encoding="utf-8"
     )
     (folder / "matrix.tex").write_text(latex(contents), encoding="utf-8")
-    draw_matrix(contents, folder / "matrix.png")
+    draw_matrix(contents, folder / "matrix.png", folder / "matrix.svg")
+    write_ranks(contents.ranks, folder / "ranks.svg")
+    write_factors(contents.costs, HEADLINE, folder / "factors.csv")
     index = folder / "index.html"
     summed = sum_up(contents)
     (folder / "slides.json").write_text(json.dumps(summed, indent=1) + "\n", encoding="utf-8")

@@ -10,9 +10,11 @@ from typing import Any
 
 from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError
+from da_leukemia.report.factors import Cost, factor_costs
 from da_leukemia.report.gains import gains, shares
 from da_leukemia.report.gap import GapTable, gap_closed
 from da_leukemia.report.intervals import Bootstrap
+from da_leukemia.report.ranks import Ranks, ranks_of
 from da_leukemia.sweep.ledger import job_folder, read_failure
 from da_leukemia.sweep.matrix import Matrix, Result, Run, build_matrix
 from da_leukemia.sweep.plan import make_plan
@@ -42,11 +44,13 @@ class Contents:
     """Everything that the report shows, computed once.
 
     Attributes:
-        results: in the order of the plan.
+        results: in the order of the plan; of adapted runs the test on their target alone.
         missing: jobs of the plan without a result.
         planned: number of entries in the plan.
         gap: gap closed of the headline metric.
         added: the same against twins of the same calibration, where that is another table.
+        ranks: average ranks of the methods, None where there are too few methods or cells.
+        costs: what each optical factor costs; empty where no devices differ in single factors.
     """
 
     experiment: Experiment
@@ -56,6 +60,8 @@ class Contents:
     matrix: Matrix
     gap: GapTable
     added: GapTable | None
+    ranks: Ranks | None = None
+    costs: Sequence[Cost] = ()
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
@@ -136,6 +142,7 @@ def gather(
         methods=list(dict.fromkeys(job.method_name for job in jobs)),
         devices=list(experiment.data.domains),
     )
+    found = [_on_target(r) for r in found]  # the rest is in the matrix, and large
     gap = gap_closed(
         matrix, HEADLINE, gains(bootstrap, found, HEADLINE), shares(bootstrap, found, HEADLINE)
     )
@@ -144,7 +151,9 @@ def gather(
         paired = gains(bootstrap, found, HEADLINE, alike=True)
         closed = shares(bootstrap, found, HEADLINE, alike=True)
         added = gap_closed(matrix, HEADLINE, paired, closed, alike=True)
+    costs = factor_costs(bootstrap, found, HEADLINE)
     bootstrap.save()
+    by_run = {r.run: r for r in found}
     return Contents(
         experiment=experiment,
         results=[by_run[run] for run in order if run in by_run],
@@ -153,7 +162,18 @@ def gather(
         matrix=matrix,
         gap=gap,
         added=added,
+        ranks=ranks_of(matrix, HEADLINE),
+        costs=costs,
     )
+
+
+def _on_target(result: Result) -> Result:
+    """Leave out the tests of an adapted run on devices that it did not adapt to."""
+    target = result.run.target
+    if not target:
+        return result
+    kept = {t: s for t, s in result.content["tests"].items() if t == target}
+    return Result({**result.content, "tests": kept}, result.folder)
 
 
 def _only(result: Result, tests: set[str]) -> Result:

@@ -15,8 +15,10 @@ from da_leukemia.report.headlines import (
     metric_name,
     reference_method,
 )
+from da_leukemia.report.factors import factors_section
 from da_leukemia.report.health import health_section
 from da_leukemia.report.markup import breakable, escape
+from da_leukemia.report.ranks import ranks_section
 from da_leukemia.report.sections import (
     details_section,
     devices_section,
@@ -44,6 +46,8 @@ def page(contents: Contents, summed: Summed) -> str:
     sections = [
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
         ("gap", "How much of the loss adaptation wins back", gap_section(contents)),
+        ("ranks", "Which method is better, over all changes of device", ranks_section(contents.ranks)),
+        ("factors", "What each optical factor costs", factors_section(contents.costs, HEADLINE)),
         (
             "selection",
             "Which epoch is reported, and what another choice would give",

@@ -50,6 +50,22 @@ class _Together:
 
 
 @dataclass
+class Difference:
+    """Scores of one table minus those of another, on the same resample of the same fields."""
+
+    table: Resamplable
+    twin: Resamplable
+
+    @property
+    def groups(self) -> Sequence[str]:
+        return self.table.groups
+
+    def statistic(self, weights: NDArray[Any]) -> dict[str, float]:
+        twin = self.twin.statistic(weights)
+        return {k: v - twin[k] for k, v in self.table.statistic(weights).items() if k in twin}
+
+
+@dataclass
 class Bootstrap:
     """Hierarchical bootstrap over seeds and patients (fields where there are no patients).
 

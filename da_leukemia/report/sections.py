@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -28,35 +29,40 @@ from da_leukemia.report.tables import (
 from da_leukemia.sweep.matrix import Result
 
 
+LISTED = 200
+"""Things of one kind that are listed on the page; the other files have all of them."""
+
+
 def gap_section(contents: Contents) -> str:
     """Gap closed: by method, by pair, and why some are not given."""
     gap = contents.gap
     if not gap.gaps:
         return ""
-    told = "".join(f"<li>{escape(reason)}</li>" for reason in refusals(gap))
+    told = "".join(f"<li>{escape(reason)}</li>" for reason in refusals(gap, contents.shown))
     parts = [
         "<p>Gap closed = (score - fair source-only) / (oracle - fair source-only). Fair "
         "source-only has the same steps, augmentation and averaging of weights and saw no image "
         "of the tested device; adapted and calibrated runs saw unlabelled ones; the oracle is the "
         "same recipe trained on the tested device's own labels. The ratio of means is the one to "
         "quote; in brackets 95 % intervals.</p>",
-        _gap_tables(gap),
+        _gap_tables(gap, contents.shown),
         f"<p>Not given:</p><ul class='said'>{told}</ul>" if told else "",
     ]
     if contents.added is not None:
         parts += [
             "<h3>What adaptation adds to the calibration</h3>",
             "<p>The same against twins of the same calibration.</p>",
-            _gap_tables(contents.added),
+            _gap_tables(contents.added, contents.shown),
         ]
     return "".join(parts)
 
 
-def _gap_tables(gap: GapTable) -> str:
+def _gap_tables(gap: GapTable, shown: Sequence[str]) -> str:
     order = [s.method for s in gap.summaries]
     best = order.index(gap.best.method) if gap.best is not None else -1
-    pairs = table(GAP_HEADER, [gap_cells(g) for g in gap.gaps], words=3)
-    opened = " open" if len(gap.gaps) <= 12 else ""
+    drawn = [g for g in gap.gaps if g.method in shown]
+    pairs = table(GAP_HEADER, [gap_cells(g) for g in drawn], words=3)
+    opened = " open" if len(drawn) <= 12 else ""
     return (
         table(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries], words=1, best=best)
         + f"<details{opened}><summary>Every pair</summary>{pairs}"
@@ -139,6 +145,8 @@ def _breakdown(
     truths: dict[str, dict[str, int]] = {}
     for result in contents.results:
         run = result.run
+        if run.method not in contents.shown:
+            continue
         for test in [run.target] if run.target else result.content["tests"]:
             if test not in result.content["tests"]:
                 continue
@@ -225,15 +233,18 @@ def missing_section(contents: Contents) -> str:
     if not contents.missing:
         return ""
     items = []
-    for missing in contents.missing:
+    for missing in contents.missing[:LISTED]:
         text = f"{breakable(str(missing.run))} <span class='soft'>job {escape(missing.job)}</span>"
         if missing.failure is not None:
             why = escape(missing.failure)
             text += f"<details><summary>failed</summary><pre>{why}</pre></details>"
         items.append(f"<li>{text}</li>")
     listed = f"<ul class='said'>{''.join(items)}</ul>"
+    if len(contents.missing) > LISTED:
+        listed += f"<p>And {len(contents.missing) - LISTED} more, all in matrix.md.</p>"
     if len(items) > 20:
-        listed = f"<details><summary>All {len(items)}</summary>{listed}</details>"
+        summary = f"The first {LISTED}" if len(contents.missing) > LISTED else f"All {len(items)}"
+        listed = f"<details><summary>{summary}</summary>{listed}</details>"
     return f"<p>{escape(missing_sentence(contents))}</p>{listed}"
 
 
@@ -247,11 +258,14 @@ def settings_section(contents: Contents) -> str:
         if value not in (None, ""):
             facts.setdefault(what, {})[str(value)] = None
 
-    trained = 0.0
+    trained, seen = 0.0, {}
     for result in contents.results:
         content = result.content
-        for name, version in (content.get("versions") or {}).items():
-            note(name, version)
+        versions = content.get("versions") or {}
+        if id(versions) not in seen:  # results share what is equal in them
+            seen[id(versions)] = versions
+            for name, version in versions.items():
+                note(name, version)
         note("data fingerprint", (content.get("data") or {}).get("fingerprint"))
         note("device", content.get("device"))
         trained += float((content.get("timings") or {}).get("train_s") or 0.0)
