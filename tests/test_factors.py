@@ -10,7 +10,15 @@ import pytest
 from test_matrix_support import SPACE, make_records, plain_metrics
 
 from da_leukemia.evaluation import MatchTable, evaluate, hierarchical_interval, save_records
-from da_leukemia.report.factors import ALL, ALONE, LAST, changes, factor_costs, factor_rows, write_factors
+from da_leukemia.report.factors import (
+    ALL,
+    ALONE,
+    LAST,
+    changes,
+    factor_costs,
+    factor_rows,
+    write_factors,
+)
 from da_leukemia.report.intervals import Bootstrap, Difference
 from da_leukemia.simulate import FACTORS, device_of, mixed
 from da_leukemia.sweep.matrix import Result
@@ -58,6 +66,7 @@ def test_names_from_the_other_side_and_several_at_once():
         (H, [H, mixed("H_40X_C2", ["blur"], L)]),
         (ONE["blur"], [H, ONE["blur"]]),
         (H, [ONE["blur"]]),
+        (H, [H, L, "L_100X_C2"]),
     ],
 )
 def test_devices_that_differ_otherwise_are_not_compared(source, tests):

@@ -42,7 +42,9 @@ def test_critical_differences_are_those_of_the_paper():
     assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)
     for k, q in ((3, 2.343), (4, 2.569), (10, 3.164)):
         assert critical_difference(k, 25) == pytest.approx(q * (k * (k + 1) / 150) ** 0.5, rel=1e-3)
-    assert critical_difference(4, 14, level=0.1) == pytest.approx(2.291 * (20 / 84) ** 0.5, rel=1e-3)
+    assert critical_difference(4, 14, level=0.1) == pytest.approx(
+        2.291 * (20 / 84) ** 0.5, rel=1e-3
+    )
 
 
 def test_methods_that_never_differ_are_alike():

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -280,7 +281,7 @@ _FLAT = frozenset({str, int, float, bool, type(None), list})
 
 
 @functools.cache
-def _names(kind: type) -> tuple[str, ...]:
+def _names(kind: Hashable) -> tuple[str, ...]:
     """Return the settings of a section; nothing for what is none."""
     return tuple(f.name for f in dataclasses.fields(kind)) if is_dataclass(kind) else ()
 

@@ -50,7 +50,7 @@ def attributes_section(contents: Contents) -> str:
         values = [_mean(tested, name) for name in _DETECTION]
         if values[0] is not None:
             detection.append([method, place, *(score(v) for v in values)])
-        plots += _plots(f"{method}, {place} device", tested)
+        plots += reliability_plots(f"{method}, {place} device", tested)
     if not rows and not detection:
         return ""
     parts = [
@@ -173,7 +173,8 @@ def pool(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _plots(title: str, tested: Tested) -> Iterator[str]:
+def reliability_plots(title: str, tested: Tested) -> Iterator[str]:
+    """Yield reliability plots of types and of attributes, over all of some tests."""
     for key in ("types", "attributes"):
         tables = [_within(r.metrics(t), ("reliability", key)) for r, t in tested]
         pooled = pool([t for t in tables if t is not None])

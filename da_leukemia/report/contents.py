@@ -10,9 +10,11 @@ from typing import Any
 
 from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError
+from da_leukemia.report.depth import Depth, open_cells
 from da_leukemia.report.factors import Cost, factor_costs
 from da_leukemia.report.gains import gains, shares
 from da_leukemia.report.gap import GapTable, gap_closed
+from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.report.ranks import Ranks, ranks_of
 from da_leukemia.sweep.ledger import job_folder, read_failure
@@ -50,6 +52,7 @@ class Contents:
         gap: gap closed of the headline metric.
         added: the same against twins of the same calibration, where that is another table.
         ranks: average ranks of the methods, None where there are too few methods or cells.
+        depths: what stands behind single cells.
         costs: what each optical factor costs; empty where no devices differ in single factors.
     """
 
@@ -62,6 +65,7 @@ class Contents:
     added: GapTable | None
     ranks: Ranks | None = None
     costs: Sequence[Cost] = ()
+    depths: Sequence[Depth] = ()
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
@@ -78,7 +82,9 @@ class Contents:
             key=lambda s: -(s.ratio_of_means or 0.0),
         )
         best = [s.method for s in ranked] + [m for m in methods if m in compared]
-        order = dict.fromkeys([m for m in methods if m not in compared][: MOST // 2] + best)
+        reference = reference_method(self.matrix)
+        others = [m for m in methods if m not in compared and m != reference]
+        order = dict.fromkeys([*([reference] if reference else []), *others][: MOST // 2] + best)
         chosen = set(list(order)[:MOST])
         return tuple(m for m in methods if m in chosen)
 
@@ -152,6 +158,7 @@ def gather(
         closed = shares(bootstrap, found, HEADLINE, alike=True)
         added = gap_closed(matrix, HEADLINE, paired, closed, alike=True)
     costs = factor_costs(bootstrap, found, HEADLINE)
+    depths = open_cells(bootstrap, matrix, gap, found, HEADLINE)
     bootstrap.save()
     by_run = {r.run: r for r in found}
     return Contents(
@@ -164,6 +171,7 @@ def gather(
         added=added,
         ranks=ranks_of(matrix, HEADLINE),
         costs=costs,
+        depths=depths,
     )
 
 

@@ -18,8 +18,8 @@ from da_leukemia.errors import ConfigError
 from da_leukemia.report.headlines import metric_name
 from da_leukemia.report.intervals import Bootstrap, Bounds, Difference, table_of
 from da_leukemia.report.markup import escape, table
-from da_leukemia.sweep.matrix import Result
 from da_leukemia.simulate.domains import FACTORS, DomainName, parse_domain
+from da_leukemia.sweep.matrix import Result
 
 ALONE, LAST, ALL = "alone", "last", "all"
 """The factor is the only one that changed; all others had changed before it; all at once."""
@@ -27,8 +27,10 @@ ALONE, LAST, ALL = "alone", "last", "all"
 TOGETHER = "all together"
 _EVERY = frozenset(FACTORS)
 
-COLUMNS = ("method", "source", "factor", "context", "metric", "before", "after")
-COLUMNS += ("kept", "changed", "lost", "low", "high", "seeds", "fields")
+COLUMNS = (
+    *("method", "source", "factor", "context", "metric", "before", "after"),
+    *("kept", "changed", "lost", "low", "high", "seeds", "fields"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def factor_costs(bootstrap: Bootstrap, results: Sequence[Result], metric: str) -
             runs.setdefault((result.run.method, result.run.source), []).append(result)
     found = []
     for (method, source), seeds in runs.items():
-        tests = [t for t in seeds[0].content["tests"] if all(t in r.content["tests"] for r in seeds)]
+        tests = [
+            t for t in seeds[0].content["tests"] if all(t in r.content["tests"] for r in seeds)
+        ]
         for factor, context, before, after in changes(source, tests):
             scores = [[r.metrics(t).get(metric) for r in seeds] for t in (before, after)]
             kept, changed = ([v for v in s if v is not None] for s in scores)
@@ -123,12 +127,14 @@ def changes(source: str, tests: Sequence[str]) -> Iterator[tuple[str, str, str, 
     for found in taken.values():
         if source in tests:
             found[frozenset()] = source
-        pairs = [(f, ALONE, frozenset(), frozenset({f})) for f in FACTORS]
+        none: frozenset[str] = frozenset()
+        pairs = [(f, ALONE, none, frozenset({f})) for f in FACTORS]
         pairs += [(f, LAST, _EVERY - {f}, _EVERY) for f in FACTORS]
-        pairs.append((TOGETHER, ALL, frozenset(), _EVERY))
+        pairs = [p for p in pairs if p[2] in found and p[3] in found]
+        if pairs and none in found and _EVERY in found:
+            pairs.append((TOGETHER, ALL, none, _EVERY))
         for factor, context, before, after in pairs:
-            if before in found and after in found:
-                yield factor, context, found[before], found[after]
+            yield factor, context, found[before], found[after]
 
 
 def _parse(device: str) -> DomainName | None:
@@ -202,9 +208,7 @@ def factor_rows(costs: Sequence[Cost]) -> list[list[str]]:
         if together is not None:
             single = [c[ALONE].lost for c in by_factor.values() if ALONE in c]
             summed = f"sum of those alone: {sum(single):+.3f}" if single else "-"
-            rows.append(
-                [method, f"{source} (to {other})", TOGETHER, _loss(together), summed]
-            )
+            rows.append([method, f"{source} (to {other})", TOGETHER, _loss(together), summed])
     return rows
 
 

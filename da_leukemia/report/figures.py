@@ -110,17 +110,19 @@ def draw_matrix(contents: Contents, *paths: Path, metric: str = HEADLINE) -> Non
     lines_below = textwrap.wrap(f"{about}.", int(width * 13))
     note_text = "\n".join(lines_below)
     figure.text(0.12 / width, 0.12 / height, note_text, fontsize=8, color="#555555")
-    _save(figure, paths)
+    _save(figure, paths, dpi=160 if columns <= 8 else 110)
 
 
-def _save(figure: Figure, paths: Iterable[Path]) -> None:
+def _save(figure: Figure, paths: Iterable[Path], dpi: int = 160) -> None:
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "da_leukemia"}):
         for path in paths:
             vector = path.suffix == ".svg"
-            about = {"Date": None, "Creator": "da_leukemia"} if vector else {"Software": "da_leukemia"}
-            figure.savefig(path, dpi=160, metadata=about)
+            about = (
+                {"Date": None, "Creator": "da_leukemia"} if vector else {"Software": "da_leukemia"}
+            )
+            figure.savefig(path, dpi=dpi, metadata=about)
 
 
 def _seeds(seeds: list[int]) -> str:

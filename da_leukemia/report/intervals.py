@@ -58,9 +58,11 @@ class Difference:
 
     @property
     def groups(self) -> Sequence[str]:
+        """Group of each field, the same in both."""
         return self.table.groups
 
     def statistic(self, weights: NDArray[Any]) -> dict[str, float]:
+        """Return what both have a score of."""
         twin = self.twin.statistic(weights)
         return {k: v - twin[k] for k, v in self.table.statistic(weights).items() if k in twin}
 

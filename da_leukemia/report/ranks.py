@@ -177,8 +177,9 @@ def svg(ranks: Ranks, alone: bool = False) -> str:
         parts.append(f'<text x="{at}" y="{y + 4}" text-anchor="{anchor}">{label}</text>')
     high = under + 12 + _LINE * half
     wide = _WIDE + 2 * _SIDE
-    told = f"Average ranks over {r.blocks} cells, critical difference {r.distance:.2f}: " + ", ".join(
-        f"{m} {v:.2f}" for m, v in zip(r.methods, r.ranks, strict=True)
+    told = (
+        f"Average ranks over {r.blocks} cells, critical difference {r.distance:.2f}: "
+        + ", ".join(f"{m} {v:.2f}" for m, v in zip(r.methods, r.ranks, strict=True))
     )
     frame = (
         f' xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high:.0f}" '

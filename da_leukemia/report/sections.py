@@ -28,7 +28,6 @@ from da_leukemia.report.tables import (
 )
 from da_leukemia.sweep.matrix import Result
 
-
 LISTED = 200
 """Things of one kind that are listed on the page; the other files have all of them."""
 

@@ -119,7 +119,12 @@ def markdown(contents: Contents) -> str:
         rows = [summary_cells(s) for s in contents.added.summaries]
         lines += ["", *markdown_rows(SUMMARY_HEADER, rows)]
     if contents.ranks is not None:
-        lines += ["", f"## Average ranks ({metric_name(contents.ranks.metric)})", "", ranks.HOW_TO_READ]
+        lines += [
+            "",
+            f"## Average ranks ({metric_name(contents.ranks.metric)})",
+            "",
+            ranks.HOW_TO_READ,
+        ]
         lines += ["", *markdown_rows(ranks.RANKS_HEADER, ranks.rank_rows(contents.ranks)), ""]
         lines += [f"- {note}" for note in contents.ranks.notes]
     if contents.costs:
@@ -258,7 +263,9 @@ def latex(contents: Contents) -> str:
         columns = f"l{'c' * (len(SUMMARY_HEADER) - 2)}l"
         parts += ["", *_tex_table(contents, "gap", caption, columns, header, rows)]
     if contents.ranks is not None:
-        caption = tex(f"Average ranks by {metric_name(HEADLINE)}. " + " ".join(contents.ranks.notes))
+        caption = tex(
+            f"Average ranks by {metric_name(HEADLINE)}. " + " ".join(contents.ranks.notes)
+        )
         rows = ranks.rank_rows(contents.ranks)
         header = [h.capitalize() for h in ranks.RANKS_HEADER]
         parts += ["", *_tex_table(contents, "ranks", caption, "lc", header, rows)]
