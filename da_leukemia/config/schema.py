@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Hashable
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -281,7 +280,7 @@ _FLAT = frozenset({str, int, float, bool, type(None), list})
 
 
 @functools.cache
-def _names(kind: Hashable) -> tuple[str, ...]:
+def _names(kind: Any) -> tuple[str, ...]:
     """Return the settings of a section; nothing for what is none."""
     return tuple(f.name for f in dataclasses.fields(kind)) if is_dataclass(kind) else ()
 
@@ -291,7 +290,7 @@ _TRACKING = ("tracking", "tracking_checkpoints")
 def _plain(settings: Any) -> Any:
     """Return settings as dictionaries, as `dataclasses.asdict`, without copying what is flat."""
     if not isinstance(settings, dict):
-        names = _names(type(settings))
+        names = _names(settings.__class__)
         if not names:
             return settings
         settings = {name: getattr(settings, name) for name in names}
