@@ -39,6 +39,7 @@ class Domain:
     )
     patient_pattern: str | None = None  # regex with a group `patient`, over the file name
     patch_order: str = _choice("auto", "x1y1x2y2", "x1x2y1y2")  # columns of a sparse label's patch
+    licence: str = ""  # of the photographs and labels, for the model cards
 
 
 @dataclass
@@ -357,7 +358,7 @@ class Job:
         identity["method"] = _method_identity(identity["method"])
         domains = {name: identity["data"]["domains"][name] for name in seen}
         for domain in domains.values():
-            for key in ("root", "annotations", "calibration"):
+            for key in ("root", "annotations", "calibration", "licence"):
                 del domain[key]
             if domain["patch_order"] == "auto":  # as before there was this setting
                 del domain["patch_order"]

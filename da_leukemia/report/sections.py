@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -247,6 +247,12 @@ def missing_section(contents: Contents) -> str:
     return f"<p>{escape(missing_sentence(contents))}</p>{listed}"
 
 
+def code_text(code: Mapping[str, Any]) -> str:
+    """Say which commit made a result; nothing where that is unknown."""
+    commit = code.get("commit")
+    return f"{commit[:12]}{', with changes' if code.get('dirty') else ''}" if commit else ""
+
+
 def settings_section(contents: Contents) -> str:
     """How to make the report again, versions and settings."""
     experiment = contents.experiment
@@ -258,6 +264,7 @@ def settings_section(contents: Contents) -> str:
             facts.setdefault(what, {})[str(value)] = None
 
     trained, seen = 0.0, {}
+    most = {"process_mb": 0.0, "gpu_mb": 0.0}
     for result in contents.results:
         content = result.content
         versions = content.get("versions") or {}
@@ -266,13 +273,21 @@ def settings_section(contents: Contents) -> str:
             for name, version in versions.items():
                 note(name, version)
         note("data fingerprint", (content.get("data") or {}).get("fingerprint"))
+        note("split", content.get("split"))
+        note("seed", content.get("seed"))
         note("device", content.get("device"))
+        note("code", code_text(content.get("code") or {}))
+        memory = content.get("memory") or {}
+        for name in most:
+            most[name] = max(most[name], float(memory.get(name) or 0.0))
         trained += float((content.get("timings") or {}).get("train_s") or 0.0)
         for test in content["tests"]:
             note("evaluator", result.metrics(test).get("evaluator_version"))
     rows = [[what, ", ".join(values)] for what, values in facts.items()]
     if trained:
         rows.append(["training time, all runs", f"{trained / 60:.1f} min"])
+    names = {"process_mb": "peak memory of a run", "gpu_mb": "peak memory of its GPU"}
+    rows += [[names[n], f"{mb:.0f} MB"] for n, mb in most.items() if mb]
     settings = escape(OmegaConf.to_yaml(OmegaConf.structured(experiment)))
     commands = f"da-leukemia sweep run {file}\nda-leukemia sweep report {file}"
     return (

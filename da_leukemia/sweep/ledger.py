@@ -286,7 +286,7 @@ def examine_unfinished(folder: Path, note: str) -> Standing:
     failure = read_failure(folder)
     if failure is not None:
         return Standing(State.FAILED, failure)
-    if not note and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+    if not note and any((folder / "checkpoints").glob("*.ckpt")):
         note = "interrupted; goes on from its checkpoint"
     return Standing(State.WAITING, note)
 
