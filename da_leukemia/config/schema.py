@@ -285,6 +285,7 @@ def _names(kind: Any) -> tuple[str, ...]:
     """Return the settings of a section; nothing for what is none."""
     return tuple(f.name for f in dataclasses.fields(kind)) if is_dataclass(kind) else ()
 
+
 _TRACKING = ("tracking", "tracking_checkpoints")
 
 

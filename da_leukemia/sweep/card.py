@@ -5,7 +5,6 @@ After Mitchell et al., "Model cards for model reporting", FAT* 2019.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from da_leukemia.config import devices_of
 from da_leukemia.evaluation.bootstrap import Interval, hierarchical_interval
 from da_leukemia.evaluation.detection import MatchTable
 from da_leukemia.evaluation.records import load_records
-from da_leukemia.sweep.ledger import RESULT, written
+from da_leukemia.sweep.ledger import written
 
 NAME = "MODEL_CARD.md"
 
@@ -27,16 +26,16 @@ UNKNOWN_LICENCE = "not stated; set `data.domains.DEVICE.licence`"
 SIMULATED_LICENCE = "rendered by this package (Apache-2.0), no patient"
 
 
-def write_card(folder: Path) -> Path:
-    """Write the card of a finished job beside its checkpoint.
+def write_card(folder: Path, result: Mapping[str, Any]) -> Path:
+    """Write the card of a job beside its checkpoint.
 
     Args:
-        folder: of the job, with its result and records.
+        folder: of the job, with the records of its tests.
+        result: what will be its ``result.json``.
 
     Raises:
         UserError: it cannot be written.
     """
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     path = folder / "checkpoints" / NAME
     text = model_card(result, intervals(folder, result))
     with written(path):

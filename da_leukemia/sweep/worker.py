@@ -130,14 +130,14 @@ def run_job(folder: Path) -> None:
                 "total_s": round(time.monotonic() - started, 2),
             },
         }
+        slim(folder)
         if tracker is not None:
             from da_leukemia.tracking.wandb_run import finish_job
 
             finish_job(tracker, result, folder)
             tracker = None
+        write_card(folder, result)
         write_json(folder / "result.json", result)
-        slim(folder)
-        write_card(folder)
         if not job.selection.keep:
             epochs.forget(folder)
     finally:
