@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from urllib.parse import quote
 
@@ -93,7 +94,9 @@ def page(contents: Contents, summed: Summed) -> str:
 
 
 def _head(contents: Contents, links: str) -> str:
-    experiment, matrix, gap = contents.experiment, contents.matrix, contents.gap
+    experiment, matrix = contents.experiment, contents.matrix
+    summaries = tuple(s for s in contents.gap.summaries if s.method in contents.shown)
+    gap = replace(contents.gap, summaries=summaries)
     size = [
         counted(len(experiment.data.domains), "device"),
         counted(len(experiment.methods), "method"),
