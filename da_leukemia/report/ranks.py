@@ -130,7 +130,7 @@ def write_ranks(ranks: Ranks | None, path: Path) -> None:
 
 # --- the plot --------------------------------------------------------------------------------
 
-_WIDE, _SIDE, _LINE, _BAR = 360.0, 190.0, 19.0, 9.0
+_WIDE, _LETTER, _LINE, _BAR = 360.0, 6.7, 19.0, 9.0
 _STYLE = (
     "<style>.cd text{font:12px sans-serif;fill:currentColor}.cd path{fill:none;"
     "stroke:currentColor}.cd .bar{stroke-width:4;stroke-linecap:round}</style>"
@@ -148,20 +148,21 @@ def svg(ranks: Ranks, alone: bool = False) -> str:
     k = len(r.methods)
     groups = r.alike()
     rows, half = _rows(groups), (k + 1) // 2
+    side = 45 + _LETTER * max(len(m) for m in r.methods)
     axis = 44.0
     under = axis + 10 + _BAR * (max(rows, default=-1) + 1)
 
     def x(rank: float) -> float:
-        return _SIDE + _WIDE * (rank - 1) / (k - 1)
+        return side + _WIDE * (rank - 1) / (k - 1)
 
-    parts = [f'<path d="M{_SIDE} {axis}H{_SIDE + _WIDE}"/>']
+    parts = [f'<path d="M{side:.1f} {axis}H{side + _WIDE:.1f}"/>']
     for i in range(1, k + 1):
         parts.append(f'<path d="M{x(i):.1f} {axis}v-6"/>')
         if k <= 15 or i in (1, k) or i % 5 == 0:
             parts.append(f'<text x="{x(i):.1f}" y="{axis - 10}" text-anchor="middle">{i}</text>')
-    end = min(x(1 + r.distance), _SIDE + _WIDE)
+    end = min(x(1 + r.distance), side + _WIDE)
     cut = "" if x(1 + r.distance) <= end else " (longer than the axis)"
-    parts.append(f'<path d="M{_SIDE} 12H{end:.1f}M{_SIDE} 8v8M{end:.1f} 8v8"/>')
+    parts.append(f'<path d="M{side:.1f} 12H{end:.1f}M{side:.1f} 8v8M{end:.1f} 8v8"/>')
     parts.append(f'<text x="{end + 8:.1f}" y="16">CD {r.distance:.2f}{cut}</text>')
     for (first, last), row in zip(groups, rows, strict=True):
         y = axis + 9 + _BAR * row
@@ -170,13 +171,13 @@ def svg(ranks: Ranks, alone: bool = False) -> str:
     for i, (method, rank) in enumerate(zip(r.methods, r.ranks, strict=True)):
         left = i < half
         y = under + 12 + _LINE * (i if left else k - 1 - i)
-        edge = _SIDE - 8 if left else _SIDE + _WIDE + 8
+        edge = side - 8 if left else side + _WIDE + 8
         anchor, at = ("end", edge - 4) if left else ("start", edge + 4)
-        parts.append(f'<path d="M{x(rank):.1f} {axis}V{y}H{edge}"/>')
+        parts.append(f'<path d="M{x(rank):.1f} {axis}V{y}H{edge:.1f}"/>')
         label = escape(f"{method} {rank:.2f}")
-        parts.append(f'<text x="{at}" y="{y + 4}" text-anchor="{anchor}">{label}</text>')
+        parts.append(f'<text x="{at:.1f}" y="{y + 4}" text-anchor="{anchor}">{label}</text>')
     high = under + 12 + _LINE * half
-    wide = _WIDE + 2 * _SIDE
+    wide = _WIDE + 2 * side
     told = (
         f"Average ranks over {r.blocks} cells, critical difference {r.distance:.2f}: "
         + ", ".join(f"{m} {v:.2f}" for m, v in zip(r.methods, r.ranks, strict=True))
