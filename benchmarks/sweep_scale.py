@@ -146,7 +146,7 @@ def timed(what: str, times: dict[str, float]) -> Iterator[None]:
 
 def memory() -> float:
     """Largest memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def facts() -> Any:
