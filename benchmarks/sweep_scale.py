@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import resource
@@ -21,6 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import (
@@ -33,6 +36,7 @@ from da_leukemia.config import (
     load_job,
     save_experiment,
 )
+from da_leukemia.evaluation import FieldRecord, evaluate
 from da_leukemia.labels import LABEL_SPACES
 from da_leukemia.sweep import conduct, ledger, outdated, settled
 from da_leukemia.sweep.executors import Local
@@ -41,7 +45,7 @@ from da_leukemia.sweep.status import plan_text, status_text
 
 DEVICES = 12
 SEEDS = 5
-SPACE = LABEL_SPACES["wbc5"]
+SPACE = LABEL_SPACES["leukemiaattri"]
 
 
 def experiment(folder: Path, jobs: int) -> Experiment:
@@ -65,36 +69,44 @@ def experiment(folder: Path, jobs: int) -> Experiment:
     return made
 
 
-def metrics(value: float) -> dict[str, Any]:
-    """As `evaluation.evaluate` gives them, in number and kind."""
-    names = ("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end")
-    each = {"ap50": value, "ap50_95": value / 2, "truths": 9}
-    attribute = {"f1": value, "balanced_accuracy": value, "support": 30}
-    return {
-        **dict.fromkeys(names, value),
-        "attribute_balanced_accuracy": None,
-        "ece": 0.1,
-        "per_class": {c: dict(each) for c in SPACE.classes},
-        "per_attribute": {a.name: dict(attribute) for a in SPACE.attributes},
-        "fields": 20,
-        "boxes": 60,
-    }
+def metrics() -> dict[str, Any]:
+    """What `evaluation.evaluate` gives of one device: all scores and tables of a real result."""
+    rng = np.random.default_rng(0)
+    sizes, fields = SPACE.attribute_sizes, []
+    for i in range(20):
+        n, kinds = int(rng.integers(2, 6)), len(SPACE.classes)
+        corner = rng.uniform(0, 400, (n, 2))
+        truth = np.hstack([corner, corner + 60]).astype(np.float32)
+        labels = rng.integers(0, kinds, n)
+        probabilities = rng.random((2 * n, sum(sizes))).astype(np.float32)
+        fields.append(
+            FieldRecord(
+                key=f"field{i}",
+                group=f"patient{i // 4}",
+                true_boxes=truth,
+                true_labels=labels,
+                true_attributes=np.stack([rng.integers(0, s, n) for s in sizes], axis=1),
+                boxes=np.concatenate([truth + 2, truth + 90]).astype(np.float32),
+                scores=rng.uniform(0.1, 1, 2 * n).astype(np.float32),
+                labels=np.concatenate([labels, rng.integers(0, kinds, n)]),
+                attribute_probs=probabilities,
+                true_attribute_probs=probabilities[:n],
+            )
+        )
+    return evaluate(fields, SPACE, range(len(SPACE.classes)))
 
 
 def write_results(made: Experiment) -> int:
     """Write a result for every job; returns bytes of one."""
-    size = 0
+    size, base = 0, metrics()
+
+    @functools.cache
+    def test(score: float) -> str:
+        return json.dumps({**base, "ap50": score, "ap50_95": score / 2}, indent=1)
+
     for job_hash, job in unique(make_plan(made)).items():
         folder = ledger.job_folder(made.folder, job_hash)
         folder.mkdir(parents=True)
-        tests = {
-            name: {
-                "metrics": metrics(0.5 + 0.01 * job.seed + 0.02 * (i % 5)),
-                "records": f"records/{name}.npz",
-                "fingerprint": "0123456789abcdef",
-            }
-            for i, name in enumerate(job.tests)
-        }
         content = {
             "version": ledger.RESULT_VERSION,
             "job": job_hash,
@@ -104,15 +116,21 @@ def write_results(made: Experiment) -> int:
             "seed": job.seed,
             "label_space": SPACE.name,
             "classes": list(SPACE.classes),
-            "tests": tests,
+            "epochs": [],
             "config": asdict(job),
             "versions": {"da_leukemia": "0.1.0", "torch": "2.15.0", "python": "3.11"},
             "data": {"fingerprint": "0123456789abcdef"},
             "split": "0123456789abcdef",
+            "devices": {},
             "timings": {"train_s": 12.5, "test_s": 1.5, "total_s": 14.0},
             "device": "cpu",
         }
-        text = json.dumps(content, indent=1)
+        tests = ",\n".join(
+            f'"{name}": {{"records": "records/{name}.npz", "fingerprint": "0123456789abcdef", '
+            f'"metrics": {test(0.5 + 0.01 * job.seed + 0.02 * (i % 5))}}}'
+            for i, name in enumerate(job.tests)
+        )
+        text = f'{json.dumps(content, indent=1)[:-2]},\n"tests": {{{tests}}}}}\n'
         (folder / ledger.RESULT).write_text(text)
         size = len(text)
     return size
@@ -128,7 +146,7 @@ def timed(what: str, times: dict[str, float]) -> Iterator[None]:
 
 def memory() -> float:
     """Largest memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def facts() -> Any:
@@ -164,6 +182,8 @@ def scale(folder: Path, jobs: int) -> None:
     total = sum(times.values())
     print(f"{len(made.methods)} methods, {jobs} jobs, results of {size / 1000:.0f} kB each")
     print(f"total              {total:9.2f} s {memory():6.0f} MB")
+    page = made.folder / "report" / "index.html"
+    print(f"the page has {page.stat().st_size / 1e6:.1f} MB")
 
 
 # --- the runner's overhead -------------------------------------------------------------------

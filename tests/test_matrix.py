@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import random
 
 import numpy as np
@@ -223,5 +222,5 @@ def test_mixed_data_and_uneven_seeds_are_said():
 def test_rows_are_plain_numbers(sweep):
     experiment, contents = sweep
     for row in build_matrix(as_results(experiment, contents)).rows:
-        assert not any(isinstance(v, np.generic) for v in dataclasses.astuple(row))
+        assert not any(isinstance(v, np.generic) for v in row)
     assert SPACE.name == contents[0]["label_space"]

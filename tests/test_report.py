@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
 import random
 import re
 import shutil
 import time
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -25,7 +27,8 @@ from da_leukemia.report.tables import tex
 from da_leukemia.sweep.matrix import read_csv
 from da_leukemia.sweep.plan import make_plan
 
-FILES = ("slides.json", "matrix.csv", "matrix.md", "matrix.tex", "matrix.png", "index.html")
+FILES = ("slides.json", "matrix.csv", "matrix.md", "matrix.tex", "matrix.png", "matrix.svg")
+FILES += ("ranks.svg", "index.html")
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +166,9 @@ def test_the_page_is_whole_and_needs_no_network(report):
     page = Page(text)
     assert page.open == []
     assert all(link.startswith(("#", "data:")) for link in page.links)
-    assert not re.search(r"https?://|@import|<script|url\(", text)
-    targets = set(re.findall(r'id="(\w+)"', text))
-    assert {link[1:] for link in page.links if link.startswith("#")} <= targets
+    assert not re.search(r"https?://|@import|<script [^>]*|url\(|import\(|fetch\(", text)
+    targets = {html.unescape(name) for name in re.findall(r'id="([^"]+)"', text)}
+    assert {unquote(link[1:]) for link in page.links if link.startswith("#")} <= targets
 
 
 def test_the_page_shows_the_numbers_of_the_csv(report):
@@ -173,6 +176,7 @@ def test_the_page_shows_the_numbers_of_the_csv(report):
     matrix = read_csv(report / "matrix.csv")
     row = matrix.cell("mean_teacher", "microscope", "phone", "phone", "ap50")
     assert f"{row.value:.2f}<small>{row.low:.2f}-{row.high:.2f}</small>" in text
+    assert f"[{row.low:.4f}, {row.high:.4f}], 1 seed, 12 fields, 45 cells" in text
     assert "mean_teacher closes" in text
     assert "0123456789abcdef" in text
     assert "da-leukemia sweep run" in text
@@ -180,7 +184,9 @@ def test_the_page_shows_the_numbers_of_the_csv(report):
 
 def test_samples_of_every_device_are_drawn(report):
     page = Page((report / "index.html").read_text(encoding="utf-8"))
-    assert len(page.images) == 2 * len(DEVICES)
+    samples = [i for i in page.images if "true cells" in i["alt"]]
+    assert len(samples) == 2 * len(DEVICES)
+    assert len(page.images) > len(samples)  # the others are cells that moved
     assert all(image["src"].startswith("data:image/jpeg") for image in page.images)
     assert re.search(r"nuclear shape regular 80\s%", page.text)
 
@@ -195,7 +201,7 @@ def test_markdown_and_latex_hold_the_headline(report):
     markdown = (report / "matrix.md").read_text()
     assert "| mean_teacher | microscope | phone |" in markdown
     latex = (report / "matrix.tex").read_text()
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
     assert r"mean\_teacher" in latex
     assert not re.search(r"(?<!\\)_", latex.replace("label{", "").replace("synthetic-", ""))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 
@@ -197,6 +198,22 @@ def test_a_result_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
     assert "half-written" in survey(made)[1][job.hash].note
     (folder / "result.json").unlink()
     assert survey(made)[1][job.hash].state is State.WAITING
+
+
+def test_the_index_sees_a_change_that_keeps_size_and_times(tmp_path):
+    """Times can be set back, as copying tools do; the inode's own cannot."""
+    made = experiment(tmp_path)
+    job = make_plan(made)[0]
+    done(made, job)
+    path = ledger.job_folder(made.folder, job.hash) / "result.json"
+    survey(made)
+    assert survey(made)[1][job.hash].state is State.DONE
+    before, text = path.stat(), path.read_text()
+    path.write_text(text.replace(job.hash, job.hash[::-1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
+    assert "is of job" in survey(made)[1][job.hash].note
 
 
 def test_the_index_knows_which_tests_are_missing_and_may_be_lost(tmp_path):

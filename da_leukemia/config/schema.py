@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Domain:
     )
     patient_pattern: str | None = None  # regex with a group `patient`, over the file name
     patch_order: str = _choice("auto", "x1y1x2y2", "x1x2y1y2")  # columns of a sparse label's patch
+    licence: str = ""  # of the photographs and labels, for the model cards
 
 
 @dataclass
@@ -300,7 +302,7 @@ def active_components(method: Method) -> list[dict[str, Any]]:
         kind = str(settings["name"])
         full = COMPONENTS[kind](**{k: v for k, v in settings.items() if k != "name"})
         if getattr(full, full.strength) != 0:
-            active.append({"name": kind, **dataclasses.asdict(full)})
+            active.append({"name": kind, **_plain(full)})
     return active
 
 
@@ -322,7 +324,7 @@ def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
 
 def _identity_of(calibration: Calibration) -> dict[str, Any]:
     """Return what of a calibration decides a training; nothing where none is used."""
-    settings = dataclasses.asdict(calibration)
+    settings: dict[str, Any] = _plain(calibration)
     if not calibration.used:
         return {}
     if not calibration.scale:
@@ -331,17 +333,27 @@ def _identity_of(calibration: Calibration) -> dict[str, Any]:
 
 
 _KEPT = "_kept_hash"
+_FLAT = frozenset({str, int, float, bool, type(None), list})
+"""Most settings are; a plan of 20,000 jobs has two million."""
+
+
+@functools.cache
+def _names(kind: Any) -> tuple[str, ...]:
+    """Return the settings of a section; nothing for what is none."""
+    return tuple(f.name for f in dataclasses.fields(kind)) if is_dataclass(kind) else ()
+
 
 _TRACKING = ("tracking", "tracking_checkpoints")
 
 
 def _plain(settings: Any) -> Any:
     """Return settings as dictionaries, as `dataclasses.asdict`, without copying what is flat."""
-    if dataclasses.is_dataclass(settings):
-        return {f: _plain(getattr(settings, f)) for f in settings.__dataclass_fields__}
-    if isinstance(settings, dict):
-        return {key: _plain(value) for key, value in settings.items()}
-    return settings
+    if not isinstance(settings, dict):
+        names = _names(settings.__class__)
+        if not names:
+            return settings
+        settings = {name: getattr(settings, name) for name in names}
+    return {k: v if type(v) in _FLAT else _plain(v) for k, v in settings.items()}
 
 
 @dataclass
@@ -406,7 +418,7 @@ class Job:
         identity["method"] = _method_identity(identity["method"])
         domains = {name: identity["data"]["domains"][name] for name in seen}
         for domain in domains.values():
-            for key in ("root", "annotations", "calibration"):
+            for key in ("root", "annotations", "calibration", "licence"):
                 del domain[key]
             if domain["patch_order"] == "auto":  # as before there was this setting
                 del domain["patch_order"]

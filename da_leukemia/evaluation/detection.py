@@ -230,6 +230,26 @@ class MatchTable:
         ap = area.reshape(-1, classes)[:, scored] / len(RECALL_THRESHOLDS)
         return float(ap[0].mean()), float(ap.mean())
 
+    def curve(self) -> FloatArray:
+        """Return the precision reached at each of COCO's recall thresholds, ``(101,)``, at IoU 0.5.
+
+        Mean over the classes that have a true box; its own mean is AP50.
+        """
+        truths = self.truths.sum(axis=0)
+        ends = np.append(self.class_start[1:], len(self.score))
+        curves = []
+        for start, end, count in zip(self.class_start, ends, truths, strict=True):
+            if not count:
+                continue
+            found = np.cumsum(self.correct[start:end])
+            precision = found / np.arange(1, end - start + 1)
+            envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+            curves.append(envelope[np.searchsorted(found / count, RECALL_THRESHOLDS)])
+        if not curves:
+            return np.full(len(RECALL_THRESHOLDS), np.nan)
+        mean: FloatArray = np.mean(curves, axis=0)
+        return mean
+
     def statistic(self, weights: IntArray) -> dict[str, float]:
         """Return `ap` under the names of the result file."""
         ap50, ap50_95 = self.ap(weights)

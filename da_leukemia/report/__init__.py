@@ -9,11 +9,13 @@ from typing import Any
 
 from da_leukemia.config import Experiment
 from da_leukemia.report.areas import areas_markdown, draw_areas
-from da_leukemia.report.contents import Contents, gather
+from da_leukemia.report.contents import HEADLINE, Contents, gather
+from da_leukemia.report.factors import write_factors
 from da_leukemia.report.figures import draw_matrix
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.html import page
 from da_leukemia.report.published import published_markdown, write_published
+from da_leukemia.report.ranks import write_ranks
 from da_leukemia.report.selection import selection_markdown, write_selection
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import latex, markdown, missing_sentence, render_text
@@ -25,6 +27,7 @@ __all__ = [
     "gather",
     "missing_sentence",
     "render_text",
+    "write_contents",
     "write_report",
 ]
 
@@ -34,11 +37,7 @@ def write_report(
     results: Iterable[Result | Mapping[str, Any]],
     folder: Path,
 ) -> Path:
-    """Write ``matrix.{csv,md,tex,png}``, ``slides.json`` and ``index.html``; return its path.
-
-    Where the annotated area varies, also ``areas.png``: scores against it.
-    Where epochs were recorded, also ``selection.csv``: what each rule of choice picks in each run.
-    Where the experiment names published tables, ``published.csv``: every number, theirs and ours.
+    """Gather and write a report; return the path of its page.
 
     Args:
         experiment: a complete one, as `load_experiment` gives it.
@@ -51,7 +50,22 @@ def write_report(
         UserError: results that do not belong together.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    contents = gather(experiment, results, cache=folder / "intervals.json")
+    return write_contents(gather(experiment, results, cache=folder / "intervals.json"), folder)
+
+
+def write_contents(contents: Contents, folder: Path) -> Path:
+    """Write ``matrix.{csv,md,tex,png,svg}``, ``slides.json`` and ``index.html``; return its path.
+
+    Where there is something to put into them, also ``selection.csv`` (what each rule of choice
+    picks in each run), ``ranks.svg`` (the critical-difference plot), ``factors.csv`` (what each
+    optical factor costs), ``areas.png`` (scores against the annotated area) and ``published.csv``
+    (every published number, theirs and ours).
+
+    Args:
+        contents: what is reported.
+        folder: where to write, created where needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     write_csv(contents.matrix, folder / "matrix.csv")
     write_selection(contents, folder / "selection.csv")
     write_published(contents, folder / "published.csv")
@@ -68,8 +82,10 @@ def write_report(
         encoding="utf-8",
     )
     (folder / "matrix.tex").write_text(latex(contents), encoding="utf-8")
-    draw_matrix(contents, folder / "matrix.png")
+    draw_matrix(contents, folder / "matrix.png", folder / "matrix.svg")
     draw_areas(contents, folder / "areas.png")
+    write_ranks(contents.ranks, folder / "ranks.svg")
+    write_factors(contents.costs, HEADLINE, folder / "factors.csv")
     index = folder / "index.html"
     summed = sum_up(contents)
     (folder / "slides.json").write_text(json.dumps(summed, indent=1) + "\n", encoding="utf-8")

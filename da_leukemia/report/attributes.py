@@ -50,7 +50,7 @@ def attributes_section(contents: Contents) -> str:
         values = [_mean(tested, name) for name in _DETECTION]
         if values[0] is not None:
             detection.append([method, place, *(score(v) for v in values)])
-        plots += _plots(f"{method}, {place} device", tested)
+        plots += reliability_plots(f"{method}, {place} device", tested)
     if not rows and not detection:
         return ""
     parts = [
@@ -108,18 +108,16 @@ def _without_empty(
 
 def _groups(contents: Contents) -> Iterator[tuple[str, bool, Tested]]:
     reference = reference_method(contents.matrix)
-    for method in contents.matrix.methods:
+    groups: dict[tuple[str, bool], Tested] = {}
+    for result in contents.results:
+        run, trained_on = result.run, devices_of(result.run.source)
+        for test in [run.target] if run.target else result.content["tests"]:
+            if test in result.content["tests"]:
+                groups.setdefault((run.method, test in trained_on), []).append((result, test))
+    for method in contents.shown:
         for same in (True, False) if method == reference else (False,):
-            tested = [
-                (result, test)
-                for result in contents.results
-                for test in result.content["tests"]
-                if result.run.method == method
-                and result.run.target in ("", test)
-                and (test in devices_of(result.run.source)) is same
-            ]
-            if tested:
-                yield method, same, tested
+            if (method, same) in groups:
+                yield method, same, groups[method, same]
 
 
 def _mean(tested: Tested, *path: str) -> float | None:
@@ -194,7 +192,8 @@ def pool(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _plots(title: str, tested: Tested) -> Iterator[str]:
+def reliability_plots(title: str, tested: Tested) -> Iterator[str]:
+    """Yield reliability plots of types and of attributes, over all of some tests."""
     for key in ("types", "attributes"):
         tables = [_within(r.metrics(t), ("reliability", key)) for r, t in tested]
         pooled = pool([t for t in tables if t is not None])

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from da_leukemia.config import Experiment
+from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError
+from da_leukemia.report.depth import Depth, open_cells
+from da_leukemia.report.factors import Cost, factor_costs
 from da_leukemia.report.gains import gains, shares
 from da_leukemia.report.gap import GapTable, gap_closed
+from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.intervals import Bootstrap
+from da_leukemia.report.ranks import Ranks, ranks_of
 from da_leukemia.sweep.ledger import job_folder, read_failure
 from da_leukemia.sweep.matrix import Matrix, Result, Run, build_matrix
 from da_leukemia.sweep.plan import make_plan
+
+MOST = 6
+"""Methods that are drawn: a page or a picture of thirty matrices is read by nobody."""
 
 HEADLINE = "ap50"
 """The metric of the headline, the gap table and the picture."""
@@ -38,11 +46,14 @@ class Contents:
     """Everything that the report shows, computed once.
 
     Attributes:
-        results: in the order of the plan.
+        results: in the order of the plan; of adapted runs the test on their target alone.
         missing: jobs of the plan without a result.
         planned: number of entries in the plan.
         gap: gap closed of the headline metric.
         added: the same against twins of the same calibration, where that is another table.
+        ranks: average ranks of the methods, None where there are too few methods or cells.
+        depths: what stands behind single cells.
+        costs: what each optical factor costs; empty where no devices differ in single factors.
     """
 
     experiment: Experiment
@@ -52,6 +63,41 @@ class Contents:
     matrix: Matrix
     gap: GapTable
     added: GapTable | None
+    ranks: Ranks | None = None
+    costs: Sequence[Cost] = ()
+    depths: Sequence[Depth] = ()
+
+    @cached_property
+    def shown(self) -> tuple[str, ...]:
+        """The methods that are drawn: all, or of many the references and the best `MOST`.
+
+        Best is who closes most of the gap. Files of numbers (CSV, Markdown) have all of them.
+        """
+        methods = self.matrix.methods
+        if len(methods) <= MOST:
+            return methods
+        compared = {s.method for s in self.gap.summaries}
+        ranked = sorted(
+            (s for s in self.gap.summaries if s.ratio_of_means is not None),
+            key=lambda s: -(s.ratio_of_means or 0.0),
+        )
+        best = [s.method for s in ranked] + [m for m in methods if m in compared]
+        reference = reference_method(self.matrix)
+        others = [m for m in methods if m not in compared and m != reference]
+        order = dict.fromkeys([*([reference] if reference else []), *others][: MOST // 2] + best)
+        chosen = set(list(order)[:MOST])
+        return tuple(m for m in methods if m in chosen)
+
+    @property
+    def left_out(self) -> str | None:
+        """Say which methods are not drawn; None where all are."""
+        many = len(self.matrix.methods)
+        if many <= MOST:
+            return None
+        return (
+            f"Of {many} methods the {len(self.shown)} are drawn that close most of the gap, with "
+            "what they are compared to; matrix.csv and matrix.md have all."
+        )
 
 
 def as_results(
@@ -68,6 +114,7 @@ def gather(
     experiment: Experiment,
     results: Iterable[Result | Mapping[str, Any]],
     cache: Path | None = None,
+    plan: Sequence[Job] | None = None,
 ) -> Contents:
     """Build the matrix and find out what is missing.
 
@@ -75,6 +122,7 @@ def gather(
         experiment: a complete one, as `load_experiment` gives it.
         results: parsed result files of the experiment, in any order (see `ledger.collect`).
         cache: file that keeps the bootstrap intervals between reports.
+        plan: of the experiment, where it has been made already.
 
     Raises:
         UserError: two jobs claim one place of the matrix.
@@ -82,7 +130,7 @@ def gather(
     found = as_results(experiment, results)
     tests = set(experiment.tests or experiment.data.domains)
     found = [_only(r, tests) for r in found]
-    jobs = make_plan(experiment)
+    jobs = make_plan(experiment) if plan is None else plan
     order = {Run(j.method_name, j.source, j.target or "", j.seed): j for j in jobs}
     stray = [r.run for r in found if r.run not in order]
     if stray:
@@ -100,6 +148,7 @@ def gather(
         methods=list(dict.fromkeys(job.method_name for job in jobs)),
         devices=list(experiment.data.domains),
     )
+    found = [_on_target(r) for r in found]  # the rest is in the matrix, and large
     gap = gap_closed(
         matrix, HEADLINE, gains(bootstrap, found, HEADLINE), shares(bootstrap, found, HEADLINE)
     )
@@ -108,7 +157,10 @@ def gather(
         paired = gains(bootstrap, found, HEADLINE, alike=True)
         closed = shares(bootstrap, found, HEADLINE, alike=True)
         added = gap_closed(matrix, HEADLINE, paired, closed, alike=True)
+    costs = factor_costs(bootstrap, found, HEADLINE)
+    depths = open_cells(bootstrap, matrix, gap, found, HEADLINE)
     bootstrap.save()
+    by_run = {r.run: r for r in found}
     return Contents(
         experiment=experiment,
         results=[by_run[run] for run in order if run in by_run],
@@ -117,10 +169,24 @@ def gather(
         matrix=matrix,
         gap=gap,
         added=added,
+        ranks=ranks_of(matrix, HEADLINE),
+        costs=costs,
+        depths=depths,
     )
+
+
+def _on_target(result: Result) -> Result:
+    """Leave out the tests of an adapted run on devices that it did not adapt to."""
+    target = result.run.target
+    if not target:
+        return result
+    kept = {t: s for t, s in result.content["tests"].items() if t == target}
+    return Result({**result.content, "tests": kept}, result.folder)
 
 
 def _only(result: Result, tests: set[str]) -> Result:
     """Leave out devices that the experiment no longer tests on."""
+    if result.content["tests"].keys() <= tests:
+        return result
     kept = {t: s for t, s in result.content["tests"].items() if t in tests}
     return Result({**result.content, "tests": kept}, result.folder)

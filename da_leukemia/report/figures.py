@@ -17,6 +17,7 @@ from da_leukemia.sweep.names import calibration_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = "viridis"
 """Monotone in lightness, so that it also reads without colour vision; has no grey of its own."""
@@ -47,12 +48,12 @@ def text_on(rgb: Iterable[float]) -> str:
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.06 else "#111111"
 
 
-def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
-    """Write the heat maps of one metric as PNG, a method each, on one colour scale.
+def draw_matrix(contents: Contents, *paths: Path, metric: str = HEADLINE) -> None:
+    """Write the heat maps of one metric, a method each, on one colour scale.
 
     Args:
         contents: what is reported.
-        path: PNG file to write.
+        paths: files to write, ``.png`` or ``.svg`` (with text as text).
         metric: what the cells show.
     """
     from matplotlib.cm import ScalarMappable
@@ -60,11 +61,11 @@ def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
     from matplotlib.figure import Figure
 
     matrix = contents.matrix
-    views = [v for v in (matrix.view(m, metric) for m in matrix.methods) if v.cells]
+    views = [v for v in (matrix.view(m, metric) for m in contents.shown) if v.cells]
     if not views:
         figure = Figure(figsize=(6, 2))
         figure.text(0.5, 0.5, "No result yet", ha="center", va="center", fontsize=14)
-        figure.savefig(path, dpi=150)
+        _save(figure, paths)
         return
     rows, columns = len(views[0].sources), len(views[0].tests)
     size = 1.05 if columns <= 5 else 0.86 if columns <= 8 else 0.74
@@ -105,10 +106,23 @@ def draw_matrix(contents: Contents, path: Path, metric: str = HEADLINE) -> None:
         about += ", 95 % bootstrap intervals over seeds and patients (fields of devices without)"
     if any(v.borrowed for v in views):
         about += "; grey: not adapted (fair_source_only)"
+    about += f". {contents.left_out.rstrip('.')}" if contents.left_out else ""
     lines_below = textwrap.wrap(f"{about}.", int(width * 13))
     note_text = "\n".join(lines_below)
     figure.text(0.12 / width, 0.12 / height, note_text, fontsize=8, color="#555555")
-    figure.savefig(path, dpi=160, metadata={"Software": "da_leukemia"})
+    _save(figure, paths, dpi=160 if columns <= 8 else 110)
+
+
+def _save(figure: Figure, paths: Iterable[Path], dpi: int = 160) -> None:
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "da_leukemia"}):
+        for path in paths:
+            vector = path.suffix == ".svg"
+            about = (
+                {"Date": None, "Creator": "da_leukemia"} if vector else {"Software": "da_leukemia"}
+            )
+            figure.savefig(path, dpi=dpi, metadata=about)
 
 
 def _seeds(seeds: list[int]) -> str:

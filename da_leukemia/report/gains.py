@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from da_leukemia.config import devices_of
 from da_leukemia.report.gap import Gain, Pair
-from da_leukemia.report.intervals import Bootstrap, Bounds, labelled_in, table_of
+from da_leukemia.report.intervals import Bootstrap, Bounds, Difference, labelled_in, table_of
 from da_leukemia.sweep.matrix import Result, Run
 from da_leukemia.sweep.names import calibration_of, reference_of, uncalibrated
 
@@ -126,22 +126,6 @@ def _paths(results: Sequence[Result], test: str) -> list[Path] | None:
 
 
 @dataclass
-class _Difference:
-    """Scores of one table minus those of another, on the same resample of the same fields."""
-
-    table: Resamplable
-    twin: Resamplable
-
-    @property
-    def groups(self) -> Sequence[str]:
-        return self.table.groups
-
-    def statistic(self, weights: NDArray[Any]) -> dict[str, float]:
-        twin = self.twin.statistic(weights)
-        return {k: v - twin[k] for k, v in self.table.statistic(weights).items() if k in twin}
-
-
-@dataclass
 class _Mixture:
     """A score of two detectors on the same fields, each field of which is from one of them."""
 
@@ -162,7 +146,7 @@ class _Mixture:
 
 def _draw_gain(bootstrap: Bootstrap, runs: _Runs, test: str) -> Bounds:
     mine, twin = ([table_of(_only(r, test), r, test, False) for r in side] for side in runs[:2])
-    return bootstrap.resample([_Difference(a, b) for a, b in zip(mine, twin, strict=True)])
+    return bootstrap.resample([Difference(a, b) for a, b in zip(mine, twin, strict=True)])
 
 
 def _test(runs: _Runs, test: str, metric: str) -> Bounds:

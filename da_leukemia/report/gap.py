@@ -144,11 +144,11 @@ def gap_closed(
     """
     gaps = []
     notes: dict[str, None] = {}
-    for row in matrix.rows:
-        reference = matrix.twin(row.method) if alike else matrix.reference(row.method)
-        if row.metric != metric or row.test in devices_of(row.source):
-            continue
-        if row.target not in ("", row.test) or (alike and not row.target):
+    twin = matrix.twin if alike else matrix.reference
+    references = {method: twin(method) for method in matrix.methods}
+    for row in matrix.on_target(metric):
+        reference = references[row.method]
+        if row.test in devices_of(row.source) or (alike and not row.target):
             continue
         if row.method not in matrix.compared or row.method == reference:
             continue

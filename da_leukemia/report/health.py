@@ -60,6 +60,9 @@ FIGURES = {
 MOST_RATIO = 10.0
 """Unsupervised : supervised loss from which a run is named."""
 
+NAMED, DRAWN = 20, 30
+"""Runs that are named, and lines that are drawn in one picture; the mean is over all."""
+
 _WIDE, _HIGH, _POINTS = 230, 84, 60
 
 
@@ -90,6 +93,8 @@ def health_section(contents: Contents) -> str:
     by_method: dict[str, dict[str, list[tuple[str, Curve]]]] = {}
     told = []
     for result in contents.results:
+        if result.run.method not in contents.shown:
+            continue
         name = str(result.run)
         for figure, curve in curves(result).items():
             of_method = by_method.setdefault(result.run.method, {})
@@ -103,6 +108,8 @@ def health_section(contents: Contents) -> str:
         "hidden labels, are told after training, of the epochs that <code>selection.every</code> "
         "keeps.</p>"
     ]
+    if len(told) > NAMED:
+        told[NAMED:] = [f"And {len(told) - NAMED} more of the like."]
     if told:
         parts.append(f"<ul class='said'>{''.join(f'<li>{escape(s)}</li>' for s in told)}</ul>")
     for method, figures in by_method.items():
@@ -154,7 +161,7 @@ def _svg(title: str, lines: Sequence[tuple[str, Curve]]) -> str:
         for step, value in curve:
             at[step].append(value)
     mean = [(step, fmean(at[step])) for step in sorted(at)]
-    thin = [drawn(curve, "one", name) for name, curve in lines] if len(lines) > 1 else []
+    thin = [drawn(curve, "one", name) for name, curve in lines[:DRAWN]] if len(lines) > 1 else []
     told = f"{title}: from {mean[0][1]:.3g} at step {first} to {mean[-1][1]:.3g} at step {last}"
     return (
         f'<svg viewBox="-34 -8 {_WIDE + 42} {_HIGH + 26}" role="img" aria-label="{escape(told)}">'

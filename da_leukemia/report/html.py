@@ -1,14 +1,19 @@
-"""The page: one HTML file that needs no network and no script."""
+"""The page: one HTML file that needs no network, and no script but for comfort."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
+from urllib.parse import quote
 
 from da_leukemia.errors import counted
 from da_leukemia.report.areas import areas_section
 from da_leukemia.report.attributes import attributes_section
+from da_leukemia.report.cells import anchor, cells_section
 from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.depth import Depth
+from da_leukemia.report.factors import factors_section
 from da_leukemia.report.figures import colour, top_of_scale
 from da_leukemia.report.headlines import (
     METRIC_MEANINGS,
@@ -19,6 +24,7 @@ from da_leukemia.report.headlines import (
 from da_leukemia.report.health import health_section
 from da_leukemia.report.markup import breakable, escape
 from da_leukemia.report.published import published_section
+from da_leukemia.report.ranks import ranks_section
 from da_leukemia.report.sections import (
     details_section,
     devices_section,
@@ -47,7 +53,14 @@ def page(contents: Contents, summed: Summed) -> str:
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
         ("published", "Beside published numbers", published_section(contents)),
         ("areas", "What a share of the annotation is worth", areas_section(contents)),
+        ("cells", "Behind the cells", cells_section(contents)),
         ("gap", "How much of the loss adaptation wins back", gap_section(contents)),
+        (
+            "ranks",
+            "Which method is better, over all changes of device",
+            ranks_section(contents.ranks),
+        ),
+        ("factors", "What each optical factor costs", factors_section(contents.costs, HEADLINE)),
         (
             "selection",
             "Which epoch is reported, and what another choice would give",
@@ -64,7 +77,8 @@ def page(contents: Contents, summed: Summed) -> str:
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in shown)
-    style = resources.files("da_leukemia.report").joinpath("style.css").read_text("utf-8")
+    home = resources.files("da_leukemia.report")
+    style, script = (home.joinpath(n).read_text("utf-8") for n in ("style.css", "page.js"))
     parts = [f'<h2 id="{name}">{escape(title)}</h2>\n{body}' for name, title, body in shown]
     name = escape(contents.experiment.name)
     return (
@@ -73,8 +87,10 @@ def page(contents: Contents, summed: Summed) -> str:
         f"<title>{name}: cross-device matrix</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{_head(contents, links)}\n" + "\n".join(parts) + "\n"
         "<footer>Written by da_leukemia. The same numbers: matrix.csv, matrix.md, matrix.tex, "
-        "matrix.png, slides.json; where epochs were recorded, selection.csv.</footer>\n"
-        "</main>\n</body>\n</html>\n"
+        "matrix.png, matrix.svg, slides.json; where there is something to tell, selection.csv, "
+        "ranks.svg, factors.csv.</footer>\n"
+        '</main>\n<p class="readout" role="status" hidden></p>\n'
+        f"<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
 
@@ -82,7 +98,9 @@ def page(contents: Contents, summed: Summed) -> str:
 
 
 def _head(contents: Contents, links: str) -> str:
-    experiment, matrix, gap = contents.experiment, contents.matrix, contents.gap
+    experiment, matrix = contents.experiment, contents.matrix
+    summaries = tuple(s for s in contents.gap.summaries if s.method in contents.shown)
+    gap = replace(contents.gap, summaries=summaries)
     size = [
         counted(len(experiment.data.domains), "device"),
         counted(len(experiment.methods), "method"),
@@ -97,7 +115,7 @@ def _head(contents: Contents, links: str) -> str:
     lines += [f"<nav>{links}</nav>", _figures(contents)]
     said = [f"<li>{escape(s)}</li>" for s in (*headlines(matrix, gap), *gap.notes)]
     lines += [f'<ul class="said">{"".join(said)}</ul>']
-    warnings = [s for s in (missing_sentence(contents), *matrix.notes) if s]
+    warnings = [s for s in (missing_sentence(contents), contents.left_out, *matrix.notes) if s]
     lines += [f'<p class="warn">{escape(warning)}</p>' for warning in warnings]
     return "\n".join(lines)
 
@@ -125,20 +143,44 @@ def _figures(contents: Contents) -> str:
 
 
 def _matrices(contents: Contents) -> str:
-    parts = []
+    parts = [_switch(contents)]
+    opened = {(d.row.method, d.row.source, d.row.test): d for d in contents.depths}
     for metric in contents.matrix.metrics:
-        views = [contents.matrix.view(m, metric) for m in contents.matrix.methods]
+        views = [contents.matrix.view(m, metric) for m in contents.shown]
         views = [v for v in views if v.cells]
-        body = _metric(metric, views)
+        name, mark = escape(metric_name(metric)), f'class="metric" data-metric="{escape(metric)}"'
         if metric == HEADLINE:
-            parts.append(body)
+            parts.append(f"<div {mark}>{_metric(metric, views, opened)}</div>")
         else:
-            name = escape(metric_name(metric))
-            parts.append(f"<details><summary>{name}</summary>{body}</details>")
+            body = _metric(metric, views, {})
+            parts.append(f"<details {mark}><summary>{name}</summary>{body}</details>")
     return "\n".join(parts)
 
 
-def _metric(metric: str, views: Sequence[View]) -> str:
+def _switch(contents: Contents) -> str:
+    """Return the choice of metric, by kind of evaluation, and method; hidden without a script."""
+    groups: dict[str, list[str]] = {}
+    for metric in contents.matrix.metrics:
+        kind = "as released" if metric.endswith("as_released") else "strict"
+        chosen = " selected" if metric == HEADLINE else ""
+        option = f'<option value="{escape(metric)}"{chosen}>{escape(metric_name(metric))}</option>'
+        groups.setdefault(kind, []).append(option)
+    metrics = "".join(
+        f'<optgroup label="{kind} evaluation">{"".join(o)}</optgroup>' for kind, o in groups.items()
+    )
+    methods = "".join(f"<option>{escape(m)}</option>" for m in contents.shown)
+    return (
+        f'<div class="switch" hidden><label>Metric <select>{metrics}</select></label>'
+        f'<label>Method <select><option value="">all, side by side</option>{methods}</select>'
+        f"</label><span>Label space {escape(contents.experiment.data.label_space)}</span></div>"
+    )
+
+
+Opened = Mapping[tuple[str, str, str], Depth]
+"""(method, source, test) -> what stands behind a cell, for those that can be opened."""
+
+
+def _metric(metric: str, views: Sequence[View], opened: Opened) -> str:
     rows = [row for view in views for row in view.cells.values()]
     top = top_of_scale(row.value for row in rows)
     stops = ", ".join(colour(top * i / 8, top)[0] for i in range(9))
@@ -157,36 +199,44 @@ def _metric(metric: str, views: Sequence[View]) -> str:
         f"<p>{escape(about)} Rows: trained on. Columns: tested on.</p>\n"
         f'<div class="scale">0 <i style="background:linear-gradient(90deg,{stops})"></i> '
         f'{top:.1f}</div>\n<div class="grid{wide}">'
-        + "\n".join(_heat(view, top) for view in views)
+        + "\n".join(_heat(view, top, opened) for view in views)
         + "</div>"
     )
 
 
-def _heat(view: View, top: float) -> str:
+def _heat(view: View, top: float, opened: Opened) -> str:
     head = "".join(f'<th scope="col">{breakable(test)}</th>' for test in view.tests)
     lines = []
     for source in view.sources:
-        cells = "".join(_heat_cell(view, source, test, top) for test in view.tests)
+        cells = "".join(_heat_cell(view, source, test, top, opened) for test in view.tests)
         lines.append(f'<tr><th scope="row">{breakable(source)}</th>{cells}</tr>')
     note = knowledge(view)
     many = " many" if len(view.tests) >= MANY else ""
     return (
-        f'<div class="card"><h3>{breakable(view.method)}</h3><p class="note">{note}</p>'
+        f'<div class="card" data-method="{escape(view.method)}">'
+        f'<h3>{breakable(view.method)}</h3><p class="note">{note}</p>'
         f'<div class="scroll"><table class="heat{many}"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></div>"
     )
 
 
-def _heat_cell(view: View, source: str, test: str, top: float) -> str:
+def _heat_cell(view: View, source: str, test: str, top: float, opened: Opened) -> str:
     row = view.cells.get((source, test))
     if row is None:
         return '<td class="none">no run</td>'
     span = "" if row.low is None else f"<small>{row.low:.2f}-{row.high:.2f}</small>"
-    title = f"{view.method}, trained on {source}, tested on {test}: {row.value:.4f}"
+    depth = opened.get((row.method, source, test))
+    title = f"{row.method}, trained on {source}, tested on {test}: {row.value:.4f}"
+    title += "" if row.low is None else f" [{row.low:.4f}, {row.high:.4f}]"
     title += f", {counted(row.seeds, 'seed')}, {counted(row.fields, 'field')}"
+    title += "" if depth is None else f", {counted(depth.cells, 'cell')}"
     if (source, test) in view.borrowed:
         look = 'class="own"'
     else:
         fill, ink = colour(row.value, top)
         look = f'style="background:{fill};color:{ink}"'
-    return f'<td {look} title="{escape(title)}">{row.value:.2f}{span}</td>'
+    shown = f"{row.value:.2f}{span}"
+    if depth is None:
+        return f'<td {look} tabindex="0" title="{escape(title)}">{shown}</td>'
+    goal = escape(quote(anchor(row.method, source, test)))
+    return f'<td {look} title="{escape(title)}"><a href="#{goal}">{shown}</a></td>'

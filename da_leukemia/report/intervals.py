@@ -50,6 +50,24 @@ class _Together:
 
 
 @dataclass
+class Difference:
+    """Scores of one table minus those of another, on the same resample of the same fields."""
+
+    table: Resamplable
+    twin: Resamplable
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Group of each field, the same in both."""
+        return self.table.groups
+
+    def statistic(self, weights: NDArray[Any]) -> dict[str, float]:
+        """Return what both have a score of."""
+        twin = self.twin.statistic(weights)
+        return {k: v - twin[k] for k, v in self.table.statistic(weights).items() if k in twin}
+
+
+@dataclass
 class Bootstrap:
     """Hierarchical bootstrap over seeds and patients (fields where there are no patients).
 
@@ -92,6 +110,7 @@ class Bootstrap:
     def save(self) -> None:
         """Keep what this report used, and forget what it did not."""
         if self.cache is not None:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
             part = self.cache.with_suffix(".part")
             part.write_text(json.dumps(self._used, sort_keys=True, indent=0), encoding="utf-8")
             part.replace(self.cache)

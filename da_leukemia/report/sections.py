@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -27,36 +28,40 @@ from da_leukemia.report.tables import (
 )
 from da_leukemia.sweep.matrix import Result
 
+LISTED = 200
+"""Things of one kind that are listed on the page; the other files have all of them."""
+
 
 def gap_section(contents: Contents) -> str:
     """Gap closed: by method, by pair, and why some are not given."""
     gap = contents.gap
     if not gap.gaps:
         return ""
-    told = "".join(f"<li>{escape(reason)}</li>" for reason in refusals(gap))
+    told = "".join(f"<li>{escape(reason)}</li>" for reason in refusals(gap, contents.shown))
     parts = [
         "<p>Gap closed = (score - fair source-only) / (oracle - fair source-only). Fair "
         "source-only has the same steps, augmentation and averaging of weights and saw no image "
         "of the tested device; adapted and calibrated runs saw unlabelled ones; the oracle is the "
         "same recipe trained on the tested device's own labels. The ratio of means is the one to "
         "quote; in brackets 95 % intervals.</p>",
-        _gap_tables(gap),
+        _gap_tables(gap, contents.shown),
         f"<p>Not given:</p><ul class='said'>{told}</ul>" if told else "",
     ]
     if contents.added is not None:
         parts += [
             "<h3>What adaptation adds to the calibration</h3>",
             "<p>The same against twins of the same calibration.</p>",
-            _gap_tables(contents.added),
+            _gap_tables(contents.added, contents.shown),
         ]
     return "".join(parts)
 
 
-def _gap_tables(gap: GapTable) -> str:
+def _gap_tables(gap: GapTable, shown: Sequence[str]) -> str:
     order = [s.method for s in gap.summaries]
     best = order.index(gap.best.method) if gap.best is not None else -1
-    pairs = table(GAP_HEADER, [gap_cells(g) for g in gap.gaps], words=3)
-    opened = " open" if len(gap.gaps) <= 12 else ""
+    drawn = [g for g in gap.gaps if g.method in shown]
+    pairs = table(GAP_HEADER, [gap_cells(g) for g in drawn], words=3)
+    opened = " open" if len(drawn) <= 12 else ""
     return (
         table(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries], words=1, best=best)
         + f"<details{opened}><summary>Every pair</summary>{pairs}"
@@ -139,8 +144,10 @@ def _breakdown(
     truths: dict[str, dict[str, int]] = {}
     for result in contents.results:
         run = result.run
-        for test in result.content["tests"]:
-            if run.target not in ("", test):
+        if run.method not in contents.shown:
+            continue
+        for test in [run.target] if run.target else result.content["tests"]:
+            if test not in result.content["tests"]:
                 continue
             for name, entry in (result.metrics(test).get(section) or {}).items():
                 truths.setdefault(name, {})[test] = int(entry.get("truths") or 0)
@@ -150,7 +157,7 @@ def _breakdown(
                         entry[key]
                     )
     columns = [(reference, True)] if reference else []
-    columns += [(method, False) for method in contents.matrix.methods]
+    columns += [(method, False) for method in contents.shown]
     header = [what, "cells", *(f"{m}, {'same' if s else 'other'}" for m, s in columns)]
     rows = []
     for name, counted in truths.items():
@@ -225,16 +232,25 @@ def missing_section(contents: Contents) -> str:
     if not contents.missing:
         return ""
     items = []
-    for missing in contents.missing:
+    for missing in contents.missing[:LISTED]:
         text = f"{breakable(str(missing.run))} <span class='soft'>job {escape(missing.job)}</span>"
         if missing.failure is not None:
             why = escape(missing.failure)
             text += f"<details><summary>failed</summary><pre>{why}</pre></details>"
         items.append(f"<li>{text}</li>")
     listed = f"<ul class='said'>{''.join(items)}</ul>"
+    if len(contents.missing) > LISTED:
+        listed += f"<p>And {len(contents.missing) - LISTED} more, all in matrix.md.</p>"
     if len(items) > 20:
-        listed = f"<details><summary>All {len(items)}</summary>{listed}</details>"
+        summary = f"The first {LISTED}" if len(contents.missing) > LISTED else f"All {len(items)}"
+        listed = f"<details><summary>{summary}</summary>{listed}</details>"
     return f"<p>{escape(missing_sentence(contents))}</p>{listed}"
+
+
+def code_text(code: Mapping[str, Any]) -> str:
+    """Say which commit made a result; nothing where that is unknown."""
+    commit = code.get("commit")
+    return f"{commit[:12]}{', with changes' if code.get('dirty') else ''}" if commit else ""
 
 
 def settings_section(contents: Contents) -> str:
@@ -247,19 +263,31 @@ def settings_section(contents: Contents) -> str:
         if value not in (None, ""):
             facts.setdefault(what, {})[str(value)] = None
 
-    trained = 0.0
+    trained, seen = 0.0, {}
+    most = {"process_mb": 0.0, "gpu_mb": 0.0}
     for result in contents.results:
         content = result.content
-        for name, version in (content.get("versions") or {}).items():
-            note(name, version)
+        versions = content.get("versions") or {}
+        if id(versions) not in seen:  # results share what is equal in them
+            seen[id(versions)] = versions
+            for name, version in versions.items():
+                note(name, version)
         note("data fingerprint", (content.get("data") or {}).get("fingerprint"))
+        note("split", content.get("split"))
+        note("seed", content.get("seed"))
         note("device", content.get("device"))
+        note("code", code_text(content.get("code") or {}))
+        memory = content.get("memory") or {}
+        for name in most:
+            most[name] = max(most[name], float(memory.get(name) or 0.0))
         trained += float((content.get("timings") or {}).get("train_s") or 0.0)
         for test in content["tests"]:
             note("evaluator", result.metrics(test).get("evaluator_version"))
     rows = [[what, ", ".join(values)] for what, values in facts.items()]
     if trained:
         rows.append(["training time, all runs", f"{trained / 60:.1f} min"])
+    names = {"process_mb": "peak memory of a run", "gpu_mb": "peak memory of its GPU"}
+    rows += [[names[n], f"{mb:.0f} MB"] for n, mb in most.items() if mb]
     settings = escape(OmegaConf.to_yaml(OmegaConf.structured(experiment)))
     commands = f"da-leukemia sweep run {file}\nda-leukemia sweep report {file}"
     return (

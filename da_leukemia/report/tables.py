@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from da_leukemia.report import factors, ranks
 from da_leukemia.report.contents import HEADLINE, Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
@@ -117,6 +118,18 @@ def markdown(contents: Contents) -> str:
         lines += markdown_rows(GAP_HEADER, [gap_cells(g) for g in contents.added.gaps])
         rows = [summary_cells(s) for s in contents.added.summaries]
         lines += ["", *markdown_rows(SUMMARY_HEADER, rows)]
+    if contents.ranks is not None:
+        lines += [
+            "",
+            f"## Average ranks ({metric_name(contents.ranks.metric)})",
+            "",
+            ranks.HOW_TO_READ,
+        ]
+        lines += ["", *markdown_rows(ranks.RANKS_HEADER, ranks.rank_rows(contents.ranks)), ""]
+        lines += [f"- {note}" for note in contents.ranks.notes]
+    if contents.costs:
+        lines += ["", "## What each optical factor costs", "", factors.HOW_TO_READ, ""]
+        lines += markdown_rows(factors.FACTORS_HEADER, factors.factor_rows(contents.costs))
     if contents.missing:
         lines += ["", "## Missing", "", *[f"- {m.run} (job {m.job})" for m in contents.missing]]
     return "\n".join(lines).rstrip() + "\n"
@@ -177,11 +190,11 @@ def _share(summary: GapSummary) -> str:
     return f"{percent(summary.ratio_of_means)} [{low}, {high}]"
 
 
-def refusals(gap: GapTable) -> list[str]:
-    """Return why gaps were refused, with the pairs concerned."""
+def refusals(gap: GapTable, methods: Collection[str] | None = None) -> list[str]:
+    """Return why gaps of some methods (all by default) were refused, with the pairs concerned."""
     pairs: dict[str, list[str]] = {}
     for g in gap.gaps:
-        if g.reason is not None:
+        if g.reason is not None and (methods is None or g.method in methods):
             pairs.setdefault(f"{g.method}: {g.reason}", []).append(f"{g.source} to {g.target}")
     return [f"{reason} ({', '.join(names)})." for reason, names in pairs.items()]
 
@@ -233,20 +246,63 @@ def tex(text: str) -> str:
 
 
 def latex(contents: Contents) -> str:
-    """Return one booktabs table for the matrix and one for the gap; needs ``booktabs``."""
-    matrix, gap = contents.matrix, contents.gap
+    """Return a booktabs table for each of matrix, gap, ranks and factors; needs ``booktabs``."""
+    gap, costs = contents.gap, contents.costs
     name = tex(contents.experiment.name)
     metric = tex(metric_name(HEADLINE))
-    if not matrix.rows:
+    if not contents.matrix.rows:
         return f"% {name}: there is no result yet\n"
-    lines = [
-        rf"% {name}. In the preamble: \usepackage{{booktabs}}",
-        r"\begin{table}",
-        r"\centering",
+    parts = [rf"% {name}. In the preamble: \usepackage{{booktabs}}", *_tex_matrix(contents)]
+    if gap.summaries:
+        caption = (
+            rf"Share of the {metric} gap between \texttt{{{tex(FAIR)}}} and the oracle "
+            r"that adaptation closes."
+        )
+        header = [h.capitalize() for h in SUMMARY_HEADER]
+        rows = [summary_cells(s) for s in gap.summaries]
+        columns = f"l{'c' * (len(SUMMARY_HEADER) - 2)}l"
+        parts += ["", *_tex_table(contents, "gap", caption, columns, header, rows)]
+    if contents.ranks is not None:
+        caption = tex(
+            f"Average ranks by {metric_name(HEADLINE)}. " + " ".join(contents.ranks.notes)
+        )
+        rows = ranks.rank_rows(contents.ranks)
+        header = [h.capitalize() for h in ranks.RANKS_HEADER]
+        parts += ["", *_tex_table(contents, "ranks", caption, "lc", header, rows)]
+    if costs:
+        caption = (
+            rf"{metric} lost by a change of one optical factor, alone and when all others have "
+            r"changed already, with 95\,\% bootstrap intervals."
+        )
+        rows = factors.factor_rows(costs)
+        header = [h.capitalize() for h in factors.FACTORS_HEADER]
+        parts += ["", *_tex_table(contents, "factors", caption, "lllcc", header, rows)]
+    return "\n".join(parts) + "\n"
+
+
+def _tex_table(
+    contents: Contents,
+    label: str,
+    caption: str,
+    columns: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> list[str]:
+    return [
+        *(r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"),
+        rf"\label{{tab:{contents.experiment.name}-{label}}}",
+        *(rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_line(header), r"\midrule"),
+        *(_tex_line(row) for row in rows),
+        *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
     ]
-    lines += [
-        rf"\caption{{{metric} with 95\,\% bootstrap intervals. Rows: trained on; columns: tested "
-        rf"on. In brackets: \texttt{{{tex(FAIR)}}}.}}",
+
+
+def _tex_matrix(contents: Contents) -> list[str]:
+    matrix = contents.matrix
+    lines = [
+        *(r"\begin{table}", r"\centering"),
+        rf"\caption{{{tex(metric_name(HEADLINE))} with 95\,\% bootstrap intervals. Rows: trained "
+        rf"on; columns: tested on. In brackets: \texttt{{{tex(FAIR)}}}.}}",
         rf"\label{{tab:{contents.experiment.name}-matrix}}",
     ]
     views = [v for v in (matrix.view(m, HEADLINE) for m in matrix.methods) if v.cells]
@@ -254,26 +310,11 @@ def latex(contents: Contents) -> str:
     lines += [rf"\begin{{tabular}}{{ll{'c' * len(tests)}}}", r"\toprule"]
     lines += [_tex_line(["Method", "Trained on", *tests])]
     for view in views:
-        rows = _view_rows(view, _tex_cell)
         lines.append(r"\midrule")
-        for i, (source, *cells) in enumerate(rows):
+        for i, (source, *cells) in enumerate(_view_rows(view, _tex_cell)):
             label = tex(view.method) if i == 0 else ""
             lines.append(" & ".join([label, tex(source), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    if gap.summaries:
-        lines += ["", r"\begin{table}", r"\centering"]
-        lines += [
-            rf"\caption{{Share of the {metric} gap between \texttt{{{tex(FAIR)}}} and the oracle "
-            r"that adaptation closes.}",
-            rf"\label{{tab:{contents.experiment.name}-gap}}",
-            rf"\begin{{tabular}}{{l{'c' * (len(SUMMARY_HEADER) - 2)}l}}",
-            r"\toprule",
-            _tex_line([h.capitalize() for h in SUMMARY_HEADER]),
-            r"\midrule",
-        ]
-        lines += [_tex_line(summary_cells(s)) for s in gap.summaries]
-        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
 
 
 def _tex_cell(row: Row, borrowed: bool) -> str:

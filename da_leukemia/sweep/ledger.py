@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from da_leukemia import __version__
 from da_leukemia.config import Experiment, Job, save_experiment, save_job
 from da_leukemia.errors import UserError
 from da_leukemia.files import replacing
-from da_leukemia.sweep import claims
+from da_leukemia.sweep import claims, partial
 from da_leukemia.sweep.plan import unique
 
 RESULT, FAILURE, LOG, PROGRESS = "result.json", "error.txt", "log.txt", "progress.json"
@@ -181,9 +183,13 @@ def write_plan(experiment: Experiment, entries: Iterable[tuple[Job, str]]) -> No
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, reader: partial.Reader = json.loads) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if reader is not json.loads:
+            with contextlib.suppress(msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+                return reader(text)  # what is not as expected, `json` reads or refuses
+        return json.loads(text)
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -191,14 +197,20 @@ def _read_json(path: Path) -> Any:
 
 
 def read_result(
-    folder: Path, job_hash: str, tests: Iterable[str]
+    folder: Path, job_hash: str, tests: Iterable[str], reader: partial.Reader = json.loads
 ) -> tuple[dict[str, Any] | None, str]:
     """Return a job's result, or None and the reason why the file there does not count.
+
+    Args:
+        folder: of the job.
+        job_hash: of the job.
+        tests: devices on which it must have been tested.
+        reader: reads a part of it where not all is wanted.
 
     Raises:
         UserError: it was written in another format, so it can be neither used nor replaced.
     """
-    content = _read_json(folder / RESULT)
+    content = _read_json(folder / RESULT, reader)
     if content is None:
         return None, ""
     if not isinstance(content, dict) or not isinstance(content.get("tests"), dict):
@@ -274,17 +286,22 @@ def examine_unfinished(folder: Path, note: str) -> Standing:
     failure = read_failure(folder)
     if failure is not None:
         return Standing(State.FAILED, failure)
-    if not note and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+    if not note and any((folder / "checkpoints").glob("*.ckpt")):
         note = "interrupted; goes on from its checkpoint"
     return Standing(State.WAITING, note)
 
 
 def collect(sweep: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """Return the results of the entries that are done, each under its entry's method name."""
+    """Return the results of the entries that are done, each under its entry's method name.
+
+    Without what no report shows (see `partial.lean`); `read_result` gives them whole.
+    """
     jobs, shared = list(jobs), _Shared()
     found: dict[str, dict[str, Any]] = {}
     for job_hash, job in unique(jobs).items():
-        result, _ = read_result(job_folder(sweep, job_hash), job_hash, job.tests)
+        folder = job_folder(sweep, job_hash)
+        reader = partial.lean(job.target, tuple(job.tests))
+        result, _ = read_result(folder, job_hash, job.tests, reader)
         if result is not None:
             found[job_hash] = shared.slim(result)
     return [{**found[j.hash], "method": j.method_name} for j in jobs if j.hash in found]

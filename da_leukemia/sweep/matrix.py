@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ COLUMNS = (
     *("method", "source", "target", "test", "metric"),
     *("value", "low", "high", "seeds", "fields"),
 )
+_UNKNOWN = (math.nan, math.nan)
 DIGITS = 6
 """Decimals of every number in the matrix, so that a CSV read back is the same matrix."""
 
@@ -48,7 +50,7 @@ class Result:
     content: Mapping[str, Any]
     folder: Path | None = None
 
-    @property
+    @cached_property
     def run(self) -> Run:
         """Its name in the matrix."""
         c = self.content
@@ -67,12 +69,13 @@ class Result:
     def records(self, test: str) -> Path | None:
         """File of the per-field records, None where it is not there."""
         name = self.content["tests"][test].get("records")
-        path = self.folder / name if self.folder is not None and name else None
-        return path if path is not None and path.is_file() else None
+        if self.folder is None or not name:
+            return None
+        path = os.path.join(self.folder, name)  # noqa: PTH118  (asked 100,000 times in a report)
+        return Path(path) if os.path.isfile(path) else None  # noqa: PTH113
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of ``matrix.csv``; ``low`` and ``high`` are None where there is no interval."""
 
     method: str
@@ -130,8 +133,32 @@ class Matrix:
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def _index(self) -> dict[tuple[str, str, str, str, str], Row]:
-        return {(r.method, r.source, r.target, r.test, r.metric): r for r in self.rows}
+    def _index(self) -> dict[str, dict[tuple[str, str, str, str], Row]]:
+        """Metric -> place -> row, of what was adapted to the device it is tested on, or to none.
+
+        The other rows are nine of ten in a large sweep and are hardly ever asked for.
+        """
+        found: dict[str, dict[tuple[str, str, str, str], Row]] = defaultdict(dict)
+        for r in self.rows:
+            if not r.target or r.target == r.test:
+                found[r.metric][r.method, r.source, r.target, r.test] = r
+        return found
+
+    def on_target(self, metric: str) -> Iterable[Row]:
+        """Return the rows of a metric that are tested on what they adapted to, or adapted to none.
+
+        In the order of all rows.
+        """
+        return self._index[metric].values() if metric in self._index else ()
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Metric -> sources and tests, in the order of the rows."""
+        found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+        for row in self.rows:
+            sources, tests = found.setdefault(row.metric, ({}, {}))
+            sources[row.source] = tests[row.test] = None
+        return {m: (tuple(sources), tuple(tests)) for m, (sources, tests) in found.items()}
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
@@ -169,13 +196,14 @@ class Matrix:
 
     def cell(self, method: str, source: str, target: str, test: str, metric: str) -> Row | None:
         """Return one row, None where there is none."""
-        return self._index.get((method, source, target, test, metric))
+        place = (method, source, target, test)
+        if target and target != test:
+            return next((r for r in self.rows if r.metric == metric and r[:4] == place), None)
+        return self._index.get(metric, {}).get(place)
 
     def view(self, method: str, metric: str = "ap50") -> View:
         """Arrange a method as source x test. Adapted: cell (s, t) was adapted to t, tested on t."""
-        rows = [r for r in self.rows if r.metric == metric]
-        sources = tuple(dict.fromkeys(r.source for r in rows))
-        tests = tuple(dict.fromkeys(r.test for r in rows))
+        sources, tests = self._places.get(metric, ((), ()))
         adapted = method in self.adapted
         cells: dict[tuple[str, str], Row] = {}
         borrowed = set()
@@ -236,30 +264,21 @@ def build_matrix(
 
     rows = []
     for key in sorted(cells, key=place):
-        method, source, target, test = key
+        test = key[-1]
         bounds = intervals(cells[key], test) if intervals is not None else {}
         scores = [r.metrics(test) for r in cells[key]]
         fields = max(int(s.get("fields", 0)) for s in scores)
         for metric in metrics:
-            values = [float(s[metric]) for s in scores if s.get(metric) is not None]
+            values = [v for s in scores if (v := s.get(metric)) is not None]
             if not values:
                 continue
-            low, high = bounds.get(metric, (math.nan, math.nan))
-            known = math.isfinite(low) and math.isfinite(high)
-            rows.append(
-                Row(
-                    method=method,
-                    source=source,
-                    target=target,
-                    test=test,
-                    metric=metric,
-                    value=round(math.fsum(values) / len(values), DIGITS),
-                    low=round(low, DIGITS) if known else None,
-                    high=round(high, DIGITS) if known else None,
-                    seeds=len(values),
-                    fields=fields,
-                )
-            )
+            value = round(math.fsum(values) / len(values), DIGITS)
+            low, high = bounds.get(metric, _UNKNOWN)
+            if math.isfinite(low) and math.isfinite(high):
+                ends = (round(low, DIGITS), round(high, DIGITS))
+                rows.append(Row(*key, metric, value, *ends, len(values), fields))
+            else:
+                rows.append(Row(*key, metric, value, None, None, len(values), fields))
     return Matrix(tuple(rows), _unfair(by_run), _notes(by_run, cells))
 
 
@@ -290,18 +309,31 @@ def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
 def _unfair(by_run: Mapping[Run, Result]) -> dict[str, str]:
     unfair: dict[str, str] = {}
     methods = {run.method for run in by_run}
+    twins = {method: reference_of(method, methods) for method in methods}
     for run, result in sorted(by_run.items()):
-        reference = reference_of(run.method, methods)
-        twin = by_run.get(Run(reference, run.source, "", run.seed))
-        if not run.target or twin is None or run.method in unfair:
+        if not run.target or run.method in unfair:
             continue
-        mine, theirs = (_recipe(r.content.get("config") or {}) for r in (result, twin))
+        twin = by_run.get(Run(twins[run.method], run.source, "", run.seed))
+        if twin is None:
+            continue
+        mine, theirs = (r.content.get("config") or {} for r in (result, twin))
+        if _same(mine, theirs):
+            continue
+        mine, theirs = _recipe(mine), _recipe(theirs)
         differing = sorted(k for k in mine.keys() & theirs.keys() if mine[k] != theirs[k])
         if differing:
             unfair[run.method] = "; ".join(
-                f"{k} is {mine[k]}, in {reference} {theirs[k]}" for k in differing[:3]
+                f"{k} is {mine[k]}, in {twins[run.method]} {theirs[k]}" for k in differing[:3]
             )
     return unfair
+
+
+def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two recipes are the same for certain; settings that are one object cost nothing."""
+    methods = [c.get("method", {}) for c in (a, b)]
+    return all(
+        a.get(part) == b.get(part) for part in ("detector", "augmentation", "trainer", "data")
+    ) and all(methods[0].get(k) == methods[1].get(k) for k in ("augmentation", "ema"))
 
 
 def _notes(by_run: Mapping[Run, Result], cells: Mapping[Any, Sequence[Result]]) -> tuple[str, ...]:
@@ -330,8 +362,7 @@ def write_csv(matrix: Matrix, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row in matrix.rows:
-            writer.writerow(["" if v is None else v for v in (getattr(row, c) for c in COLUMNS)])
+        writer.writerows(matrix.rows)  # whose fields are the columns; None is written as nothing
 
 
 def read_csv(path: Path) -> Matrix:

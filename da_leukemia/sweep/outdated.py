@@ -11,6 +11,7 @@ from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep import ledger
 from da_leukemia.sweep.facts import Facts
+from da_leukemia.sweep.index import Index
 from da_leukemia.sweep.plan import label
 
 LISTED = 5
@@ -39,18 +40,20 @@ def find(sweep: Path, jobs: Mapping[str, Job], facts: Facts) -> Outdated:
         facts: the data as they are now.
     """
     trained, tested = {}, {}
+    index = Index(sweep)
     for job_hash, job in jobs.items():
-        result, _ = ledger.read_result(ledger.job_folder(sweep, job_hash), job_hash, ())
+        result, _ = index.look(job_hash)
         if result is None:
             continue
-        changed = difference(result.get("data") or {}, facts.trained_on(job), job)
+        changed = difference(result.data, facts.trained_on(job), job)
         if changed:
             trained[job_hash] = changed
             continue
-        there = [(d, result["tests"][d]) for d in job.tests if d in result["tests"]]
-        stale = [d for d, test in there if test.get("fingerprint") != facts.tested_on(job, d)]
+        there = [(d, result.tests[d]) for d in job.tests if d in result.tests]
+        stale = [d for d, known in there if known != facts.tested_on(job, d)]
         if stale:
             tested[job_hash] = stale
+    index.save()
     return Outdated(trained, tested)
 
 

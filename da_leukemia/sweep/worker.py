@@ -29,15 +29,18 @@ from da_leukemia.data.preparation import preparations
 from da_leukemia.errors import UserError
 from da_leukemia.evaluation import evaluate
 from da_leukemia.evaluation.records import FieldRecord, save_records
+from da_leukemia.files import replacing
 from da_leukemia.labels import get_label_space
 from da_leukemia.models.factory import build_detector, load_weights
 from da_leukemia.sweep import epochs, outdated
 from da_leukemia.sweep.attempt import Busy, insist
+from da_leukemia.sweep.card import NAME as CARD
+from da_leukemia.sweep.card import write_card
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
-from da_leukemia.sweep.ledger import RESULT_VERSION, job_folder, write_json
+from da_leukemia.sweep.ledger import RESULT_VERSION, job_folder, write_json, written
 from da_leukemia.sweep.plan import adapts_after_training, source_model
 from da_leukemia.sweep.prediction import Fields, predict_domain
-from da_leukemia.sweep.provenance import device_name, versions
+from da_leukemia.sweep.provenance import code_version, device_name, peak_memory, versions
 from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.detection import DetectionTask
 from da_leukemia.tasks.samples import learned_attributes, sample_fields
@@ -57,7 +60,7 @@ def run_job(folder: Path) -> None:
     Raises:
         UserError: data or settings that cannot be used, or a diverging loss.
     """
-    started = time.monotonic()
+    started, code = time.monotonic(), code_version()  # as it is loaded, not as it is at the end
     job = load_job(folder / "config.yaml")
     torch.set_num_threads(job.trainer.threads)
     _quiet()
@@ -112,12 +115,15 @@ def run_job(folder: Path) -> None:
             "epochs": records,
             "config": dataclasses.asdict(job),
             "versions": versions(),
+            "code": code,
             "data": trained_on,
             "attributes_learned": learned_attributes(task.tested, space),
             "attribute_lookup": fields.lookup.to_dict(space) if space.attributes else None,
             "split": facts.split.fingerprint,
+            "split_file": "split.json",
             "devices": {name: device.to_dict() for name, device in facts.devices.items()},
             "device": device_name(),
+            "memory": peak_memory(),
             "timings": {
                 "train_s": round(train_seconds, 2),
                 "test_s": round(tested_seconds, 2),
@@ -125,11 +131,13 @@ def run_job(folder: Path) -> None:
                 "total_s": round(time.monotonic() - started, 2),
             },
         }
+        slim(folder)
         if tracker is not None:
             from da_leukemia.tracking.wandb_run import finish_job
 
             finish_job(tracker, result, folder)
             tracker = None
+        write_card(folder, result)
         write_json(folder / "result.json", result)
         if not job.selection.keep:
             epochs.forget(folder)
@@ -153,7 +161,8 @@ def _forget_other_data(job: Job, folder: Path, now: Mapping[str, Any]) -> None:
         return
     if any((folder / "checkpoints").glob("*.ckpt")):
         print(f"changed since this job was trained: {changed}; it starts anew")
-    for stale in [*(folder / "checkpoints").glob("*.ckpt"), folder / "result.json"]:
+    kept = [*(folder / "checkpoints").glob("*.ckpt"), folder / "checkpoints" / CARD]
+    for stale in [*kept, folder / "result.json"]:
         stale.unlink(missing_ok=True)
     epochs.forget(folder)
     write_json(path, now)
@@ -383,6 +392,24 @@ def _train(
     )
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if _readable(last) else None)
     return time.monotonic() - begun
+
+
+def slim(folder: Path) -> None:
+    """Leave out of a finished job's checkpoint what only further training needs.
+
+    The moments of the optimiser are half of the file. All else stays, so that Lightning still loads
+    it: a new test device, or a method that begins where this training ended, changes no weight.
+    """
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        return
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not any(optimiser["state"] for optimiser in content["optimizer_states"]):
+        return
+    for optimiser in content["optimizer_states"]:
+        optimiser["state"] = {}
+    with written(path), replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def _readable(checkpoint: Path) -> bool:

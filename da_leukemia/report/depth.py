@@ -1,0 +1,99 @@
+"""What stands behind a cell of the matrix: which cells are opened, their runs and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from da_leukemia.report.gap import GapTable
+from da_leukemia.report.headlines import reference_method
+from da_leukemia.report.intervals import Bootstrap, Bounds, labelled_in
+from da_leukemia.sweep.matrix import Matrix, Result, Row
+
+MOST_CELLS = 60
+"""Cells that are opened: of more, those with the lowest scores, where a reader looks first."""
+
+Curve = list[tuple[float, float]]
+"""(recall, precision) by rising recall."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """One cell of the matrix with the runs behind it.
+
+    Attributes:
+        row: the cell.
+        results: its runs, by seed.
+        twins: the runs without adaptation that they are compared with, by seed.
+        curve: precision over recall at IoU 0.5, mean over classes and seeds; empty where no
+            records are left.
+    """
+
+    row: Row
+    results: Sequence[Result]
+    twins: Mapping[int, Result]
+    curve: Curve
+
+    @property
+    def cells(self) -> int:
+        """True cells that were scored, in the test fields of one seed."""
+        per_class = self.results[0].metrics(self.row.test).get("per_class") or {}
+        return sum(int(entry.get("truths") or 0) for entry in per_class.values())
+
+
+def open_cells(
+    bootstrap: Bootstrap, matrix: Matrix, gap: GapTable, results: Sequence[Result], metric: str
+) -> list[Depth]:
+    """Return what stands behind the cells of the reference and of the best adapted method.
+
+    Args:
+        bootstrap: keeps what is drawn from the records.
+        matrix: the means over seeds.
+        gap: tells the best method.
+        results: of a sweep.
+        metric: decides which of many cells are opened.
+    """
+    best = gap.best.method if gap.best is not None else next(iter(matrix.adapted), None)
+    methods = dict.fromkeys(m for m in (reference_method(matrix), best) if m)
+    rows = [r for r in matrix.on_target(metric) if r.method in methods]
+    if len(rows) > MOST_CELLS:
+        lowest = {id(r) for r in sorted(rows, key=lambda r: r.value)[:MOST_CELLS]}
+        rows = [r for r in rows if id(r) in lowest]
+    by_place: dict[tuple[str, str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda r: r.run):
+        by_place.setdefault(result.run[:3], []).append(result)
+    found = []
+    for row in rows:
+        runs = by_place[row.method, row.source, row.target]
+        runs = [r for r in runs if row.test in r.content["tests"]]
+        twins = by_place.get((matrix.twin(row.method), row.source, ""), []) if row.target else []
+        curve = _curve(bootstrap, runs, row.test)
+        found.append(Depth(row, runs, {r.run.seed: r for r in twins}, curve))
+    return found
+
+
+def _curve(bootstrap: Bootstrap, runs: Sequence[Result], test: str) -> Curve:
+    paths = [p for r in runs if (p := r.records(test)) is not None]
+    if len(paths) < len(runs) or any(not r.metrics(test).get("per_class") for r in runs):
+        return []
+    key = bootstrap.key("precision over recall", paths, runs[0])
+    return list(bootstrap.lookup(key, partial(_draw_curve, runs, test)).values())
+
+
+def _draw_curve(runs: Sequence[Result], test: str) -> Bounds:
+    import numpy as np
+
+    from da_leukemia.evaluation.detection import MatchTable
+    from da_leukemia.evaluation.records import load_records
+
+    curves = []
+    for run in runs:
+        path = run.records(test)
+        assert path is not None  # `_curve` has looked
+        curves.append(MatchTable.build(load_records(path), labelled_in(run, test)).curve())
+    mean = np.mean(curves, axis=0)
+    if np.isnan(mean).any():
+        return {}
+    points = {f"{i:03d}": (i / 100, round(float(p), 5)) for i, p in enumerate(mean)}
+    return {k: point for i, (k, point) in enumerate(points.items()) if i % 2 == 0}

@@ -1,0 +1,199 @@
+"""The model card beside a kept checkpoint: what it saw, how good it is, what it is for.
+
+After Mitchell et al., "Model cards for model reporting", FAT* 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from da_leukemia.config import devices_of
+from da_leukemia.evaluation.bootstrap import Interval, hierarchical_interval
+from da_leukemia.evaluation.detection import MatchTable
+from da_leukemia.evaluation.records import load_records
+from da_leukemia.sweep.ledger import written
+
+NAME = "MODEL_CARD.md"
+
+REPLICATES = 300
+"""Resamples of the patients for one interval; the report draws more, and seeds too."""
+
+UNKNOWN_LICENCE = "not stated; set `data.domains.DEVICE.licence`"
+SIMULATED_LICENCE = "rendered by this package (Apache-2.0), no patient"
+
+
+def write_card(folder: Path, result: Mapping[str, Any]) -> Path:
+    """Write the card of a job beside its checkpoint.
+
+    Args:
+        folder: of the job, with the records of its tests.
+        result: what will be its ``result.json``.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = folder / "checkpoints" / NAME
+    text = model_card(result, intervals(folder, result))
+    with written(path):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def intervals(folder: Path, result: Mapping[str, Any]) -> dict[str, Interval]:
+    """Return the interval of AP50 over patients (fields where there are none) by device.
+
+    A device without records, or with one patient only, has none.
+    """
+    found = {}
+    classes = list(result["classes"])
+    for device, test in result["tests"].items():
+        path = folder / str(test.get("records") or "")
+        if not path.is_file():
+            continue
+        labelled = [classes.index(name) for name in test["metrics"]["per_class"]]
+        table = MatchTable.build(load_records(path), labelled)
+        if len(set(table.groups)) > 1:
+            interval = hierarchical_interval([table], replicates=REPLICATES)["ap50"]
+            if np.isfinite([interval.low, interval.high]).all():
+                found[device] = interval
+    return found
+
+
+def model_card(result: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
+    """Return a card as Markdown.
+
+    Args:
+        result: whole content of a ``result.json``.
+        found: intervals of AP50 by device.
+    """
+    config = result["config"]
+    sources, target = devices_of(result["source"]), result.get("target")
+    domains, data = config["data"]["domains"], result.get("data") or {}
+    few = int(config["method"].get("target_labels") or 0)
+    seen = [f"- trained with labels on: {', '.join(sources)} ({_count(data)})"]
+    if target:
+        what = f"and the labels of {few} of them" if few else "never its labels"
+        seen.append(f"- adapted to: {target} ({data.get('target_images', '?')} images, {what})")
+    unseen = [d for d in result["tests"] if d not in (*sources, target)]
+    if unseen:
+        seen.append(f"- tested on without having seen an image of it: {', '.join(unseen)}")
+    detector = config["detector"]
+    backbone = detector.get("backbone", "?")
+    return "\n".join(
+        [
+            f"# {result['method']}: {result['source']}{f' to {target}' if target else ''}, "
+            f"seed {result['seed']}",
+            "",
+            f"Detector of white blood cells (da_leukemia {result['versions']['da_leukemia']}, "
+            f"backbone {backbone}, {config['trainer']['steps']} steps, images of "
+            f"{config['data']['image_size']} px).",
+            "",
+            "## Devices",
+            "",
+            *seen,
+            "",
+            "## Label space",
+            "",
+            f"`{result['label_space']}`: {', '.join(result['classes'])}.",
+            "",
+            "## Scores",
+            "",
+            "On test patients that were never trained on. One seed; 95 % intervals over patients "
+            "(fields where a device names none). The report of the sweep has other metrics and "
+            "the spread over seeds.",
+            "",
+            "| tested on | AP50 | 95 % interval | attribute F1 | fields | cells |",
+            "|---|---|---|---|---|---|",
+            *(_row(d, t["metrics"], found.get(d)) for d, t in result["tests"].items()),
+            "",
+            "## Data",
+            "",
+            *(f"- {d}: {_licence(domains.get(d, {}), config)}" for d in _named(result, sources)),
+            "",
+            "A model inherits the conditions of the data that it was trained on.",
+            "",
+            "## Intended use and limits",
+            "",
+            "For research on how detectors of blood cells fail when the microscope or the camera "
+            "changes. **Not a medical device**: not validated for diagnosis, and no substitute "
+            "for a haematologist.",
+            "",
+            *_limits(result, sources, unseen),
+            "",
+            "## Where it comes from",
+            "",
+            f"- job {result['job']}, split {result.get('split', '?')}, data "
+            f"{data.get('fingerprint', '?')}",
+            f"- code {_code(result.get('code') or {})}",
+            f"- trained on {result.get('device', '?')}; every setting: `../config.yaml`, every "
+            "number: `../result.json`; again: `da-leukemia reproduce ../result.json`",
+            "",
+        ]
+    )
+
+
+def _count(data: Mapping[str, Any]) -> str:
+    return f"{data.get('train_fields', '?')} fields, {data.get('train_boxes', '?')} cells"
+
+
+def _named(result: Mapping[str, Any], sources: Sequence[str]) -> list[str]:
+    target = [result["target"]] if result.get("target") else []
+    return list(dict.fromkeys([*sources, *target, *result["tests"]]))
+
+
+def _licence(domain: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    if domain.get("licence"):
+        return str(domain["licence"])
+    simulated = int(config["data"].get("simulate", {}).get("patients") or 0) > 0
+    return SIMULATED_LICENCE if simulated else UNKNOWN_LICENCE
+
+
+def _row(device: str, metrics: Mapping[str, Any], interval: Interval | None) -> str:
+    def number(name: str) -> str:
+        value = metrics.get(name)
+        return "-" if value is None else f"{value:.3f}"
+
+    ends = "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+    cells = (number("ap50"), ends, number("attribute_f1"))
+    return f"| {device} | {' | '.join(cells)} | {metrics['fields']} | {metrics['boxes']} |"
+
+
+def _limits(result: Mapping[str, Any], sources: Sequence[str], unseen: Sequence[str]) -> list[str]:
+    """Say what the numbers show of the limits."""
+    scores = {
+        d: v for d, t in result["tests"].items() if (v := t["metrics"].get("ap50")) is not None
+    }
+    lines = ["- Devices that are not in the table above: no score is known, expect a loss."]
+    own = [scores[d] for d in sources if d in scores]
+    others = {d: v for d, v in scores.items() if d not in sources}
+    if own and others:
+        worst = min(others, key=lambda d: others[d])
+        lines.append(
+            f"- Weakest on {worst}: AP50 {others[worst]:.3f}, against {sum(own) / len(own):.3f} on "
+            "the device it was trained on."
+        )
+    rare = sorted(
+        {
+            name
+            for t in result["tests"].values()
+            for name, entry in t["metrics"]["per_class"].items()
+            if int(entry.get("truths") or 0) < 10
+        }
+    )
+    if rare:
+        lines.append(f"- Fewer than 10 test cells on some device: {', '.join(rare)}.")
+    if not unseen:
+        lines.append("- It was not tested on any device of which it saw nothing.")
+    return lines
+
+
+def _code(code: Mapping[str, Any]) -> str:
+    commit = code.get("commit")
+    if not commit:
+        return "of an installed package, commit unknown"
+    return f"{commit}{' with changes that are not committed' if code.get('dirty') else ''}"
