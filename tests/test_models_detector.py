@@ -65,8 +65,8 @@ CELLS = (
 
 
 def pick(targets, rows):
-    parts = (getattr(targets, f.name)[rows] for f in dataclasses.fields(targets))
-    return Targets(*parts)
+    parts = (getattr(targets, f.name) for f in dataclasses.fields(targets))
+    return Targets(*(p if p is None else p[rows] for p in parts))
 
 
 # --- the parts of the loss ---------------------------------------------------------------------
