@@ -397,8 +397,9 @@ def _train(
 def slim(folder: Path) -> None:
     """Leave out of a finished job's checkpoint what only further training needs.
 
-    The moments of the optimiser are half of the file. All else stays, so that Lightning still loads
-    it: a new test device, or a method that begins where this training ended, changes no weight.
+    The moments of the optimiser are over a quarter of the file. All else stays, so that Lightning
+    still loads it: a new test device, or a method that begins where this training ended, changes
+    no weight.
     """
     path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
