@@ -356,6 +356,32 @@ def test_the_type_is_the_detectors_own_in_training_and_at_test(kind, head):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_crowded_field_costs_a_fixed_number_of_cells_and_known_ones_come_first(kind):
+    made = net(kind, Attributes(head="attridet")).eval()
+    outputs, few = made(rand(2, 3, 64, 64)), labels()
+    padded = Targets(
+        F.pad(few.boxes, (0, 0, 0, 40)),
+        F.pad(few.labels, (0, 40), value=-1),
+        F.pad(few.attributes, (0, 0, 0, 40), value=-1),
+        F.pad(few.mask, (0, 40)),
+        few.classes,
+    )
+    seen = []
+    made.attributes.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    losses = [made.attribute_loss(outputs, t)["attribute"] for t in (few, padded)]
+    torch.testing.assert_close(*losses)
+    assert seen[1].shape[1] == made.attributes.most
+    crowded = padded
+    low = rand(2, 43, 2, seed=4) * 30
+    crowded.boxes = torch.cat([low, low + 15], -1)
+    crowded.labels[:], crowded.mask[:], crowded.attributes[:] = 0, True, 1
+    for step in range(12):
+        made.attribute_loss(outputs, crowded, draw(step))
+    drawn = torch.cat(seen[2:], 1)[0]
+    assert {tuple(b) for b in drawn.tolist()} == {tuple(b) for b in crowded.boxes[0].tolist()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_part_of_a_batch_takes_its_shallow_maps_along(kind):
     made = net(kind, Attributes(head="attridet")).eval()
     outputs = made(rand(3, 3, 64, 64))

@@ -29,6 +29,7 @@ class AttributeHead(nn.Module, ABC):
             pyramid.
         sizes: number of values of each attribute of the label space.
         read: columns of the attributes that it reads; it has no answer to the others.
+        most: cells of an image that a step learns from, drawn anew each time; None for all.
         needs_types: whether `forward` wants the type of each cell.
         counts: ``(A, V)`` cells in training by attribute and value, -1 where nobody said.
         answers: ``(A,)`` bool, the attributes it has an answer to.
@@ -43,6 +44,7 @@ class AttributeHead(nn.Module, ABC):
     """
 
     shallow: tuple[int, ...] = ()
+    most: int | None = None
     counts: Tensor
     answers: Tensor
     told: Tensor

@@ -37,6 +37,7 @@ class AttriDetHead(AttributeHead):
     """
 
     shallow = (4, 8)
+    most = 12  # padding costs as much as cells; with all 30 of a crowded field a third of a step
 
     def __init__(
         self,

@@ -275,8 +275,15 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
         if self.attributes is None:
             return {}
         known = targets.mask & (targets.labels >= 0)
-        codes = targets.attributes.masked_fill(~known.unsqueeze(-1), -1)
-        logits = self.attributes_at(outputs, targets.boxes, draw)
+        codes, boxes = targets.attributes.masked_fill(~known.unsqueeze(-1), -1), targets.boxes
+        most = self.attributes.most
+        if most is not None and known.shape[1] > most:
+            usable = (codes >= 0).any(-1).float()
+            luck = draw.uniform(*known.shape) if draw else torch.rand_like(usable)
+            index = (usable + 0.5 * luck).topk(most, 1).indices.unsqueeze(-1)
+            codes = codes.gather(1, index.expand(-1, -1, codes.shape[-1]))
+            boxes = boxes.gather(1, index.expand(-1, -1, 4))
+        logits = self.attributes_at(outputs, boxes, draw)
         return {"attribute": self.attribute_weight * self.attributes.loss(logits, codes)}
 
     @abstractmethod
