@@ -375,7 +375,7 @@ def test_a_crowded_field_costs_a_fixed_number_of_cells_and_known_ones_come_first
     low = rand(2, 43, 2, seed=4) * 30
     crowded.boxes = torch.cat([low, low + 15], -1)
     crowded.labels[:], crowded.mask[:], crowded.attributes[:] = 0, True, 1
-    for step in range(12):
+    for step in range(40):
         made.attribute_loss(outputs, crowded, draw(step))
     drawn = torch.cat(seen[2:], 1)[0]
     assert {tuple(b) for b in drawn.tolist()} == {tuple(b) for b in crowded.boxes[0].tolist()}
