@@ -329,6 +329,7 @@ def test_a_component_cannot_reach_a_target_label():
         "draw",
         "source",
         "source_targets",
+        "source_weak",
         "target",
         "target_weak",
         "log",

@@ -151,7 +151,7 @@ def _check_source_free(name: str, method: Method) -> list[str]:
     return found
 
 
-def check_fit(name: str, method: Method, detector: Detector, where: str) -> list[str]:
+def check_fit(name: str, method: Method, detector: Detector, where: str = "detector") -> list[str]:
     """Return why a method, whose settings are sound, cannot run on the detector of a section."""
     found = []
     for settings in active_components(method):
