@@ -18,6 +18,7 @@ from da_leukemia.config.schema import (
     CALIBRATIONS,
     SOURCES_MARK,
     TWINS,
+    Classifier,
     Detector,
     Experiment,
     TwoStage,
@@ -156,9 +157,60 @@ def check_fit(name: str, method: Method, detector: Detector) -> list[str]:
     return found
 
 
+def check_cells(experiment: Experiment) -> list[str]:
+    """Return what does not fit together of single cells, their classifier and its settings."""
+    detector, own = experiment.detector, experiment.detector.classifier
+    domains = experiment.data.domains
+    found = [
+        f"data.domains.{name}.crop: expected a margin of 0 or more, as a share of the box, got "
+        f"{domain.crop}"
+        for name, domain in domains.items()
+        if domain.crop is not None and domain.crop < 0
+    ]
+    found += [
+        f"data.domains.{name}.crop: its images are single cells already (format cells)"
+        for name, domain in domains.items()
+        if domain.crop is not None and domain.format == "cells"
+    ]
+    if detector.kind != "classifier":
+        found += [
+            f"data.domains.{name}: shows single cells, in which there is nothing to find; set "
+            "detector.kind=classifier, or give whole fields without `crop`"
+            for name, domain in domains.items()
+            if domain.format == "cells" or domain.crop is not None
+        ]
+        if own != Classifier():
+            found.append(
+                f"detector.classifier: means nothing for kind {detector.kind}; set kind: classifier"
+            )
+        if detector.norm == "frozen":
+            found.append("detector.norm: frozen is for kind classifier; take batch or group")
+        return found
+    found += [
+        f"data.domains.{name}: the classifier names single cells; set crop=0.15 to cut them out of "
+        "its fields by their true boxes, or format: cells"
+        for name, domain in domains.items()
+        if domain.format != "cells" and domain.crop is None and domain.labels != "none"
+    ]
+    if experiment.data.calibration.used or any(c != "none" for c in experiment.calibration or []):
+        found.append(
+            "calibration: is measured on whole fields (red cells, background), not on single cells"
+        )
+    limits = {"beta": (0, 1), "smoothing": (0, 1), "tau": (0, 10), "gamma": (0, 10)}
+    found += [
+        f"detector.classifier.{key}: expected a number from {low} to below {high}, got "
+        f"{getattr(own, key)}"
+        for key, (low, high) in limits.items()
+        if not low <= getattr(own, key) < high
+    ]
+    return found
+
+
 def check_detector(detector: Detector) -> list[str]:
     """Return every number of a detector that cannot be."""
     two = detector.two_stage
+    if detector.kind == "classifier":
+        return []
     if detector.kind == "one_stage":
         if two == TwoStage():
             return []
@@ -208,14 +260,17 @@ def check_numbers(experiment: Experiment) -> list[str]:
     """Return every number of an experiment that cannot be."""
     problems = []
     data, trainer, detector = experiment.data, experiment.trainer, experiment.detector
-    if min(detector.strides, default=0) < 1:
+    if detector.kind == "classifier":
+        if data.image_size < 8:
+            problems.append(f"data.image_size: expected at least 8, got {data.image_size}")
+    elif min(detector.strides, default=0) < 1:
         problems.append(f"detector.strides: expected numbers above 0, got {detector.strides}")
     elif data.image_size % max(detector.strides) or data.image_size <= 0:
         problems.append(
             f"data.image_size: {data.image_size} is no positive multiple of the largest stride "
             f"{max(detector.strides)}"
         )
-    problems += check_detector(detector)
+    problems += check_detector(detector) + check_cells(experiment)
     problems += [
         f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
         for key in ("steps", "epoch_steps", "batch_size", "threads")

@@ -18,6 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from da_leukemia.data.cache import cache_folder
+from da_leukemia.data.cells import FORMAT as CELLS
+from da_leukemia.data.cells.duplicates import keep_together
+from da_leukemia.data.cells.prints import prints_of
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
 from da_leukemia.data.integrity import Outside, whole
 from da_leukemia.data.readers import (
@@ -180,6 +184,8 @@ def _open(domain: str, root: Path, fmt: str, space: LabelSpace, decode: str) -> 
     source = DomainSource(domain, root)
     try:
         index = read_domain(source, fmt, space)
+        if fmt == CELLS:
+            index = keep_together([index], [prints_of(index, cache_folder("auto"))])[0]
         known = index.findings
     except DataError as e:
         note_unreadable(e, log)
@@ -201,7 +207,8 @@ def _report(
     index, fmt, log = opened.index, opened.format, opened.log
     sizes = Counter(outside.size for _, outside in opened.looked)
     colour, sharpness, decoded = _appearance(opened.chosen, log, pool, step)
-    _twins([f for f, _ in opened.looked], log)
+    if fmt != CELLS:  # whose copies are looked for by what they show
+        _twins([f for f, _ in opened.looked], log)
     labels = np.concatenate([np.zeros(0, np.int64), *(f.labels for f in index.fields)])
     codes = np.concatenate(
         [np.zeros((0, len(space.attributes)), np.int64), *(f.attributes for f in index.fields)]

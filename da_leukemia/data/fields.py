@@ -36,6 +36,8 @@ class FieldOfView:
             unlabelled there, not absent.
         annotated_region: ``x1, y1, x2, y2`` of the annotated part, None for the whole field.
         released_split: "train", "test" or "" as the data set was released.
+        together: what a split must not divide where that is more than the patient or the field:
+            single cells of one field, copies of one picture.
     """
 
     image: Path
@@ -50,6 +52,7 @@ class FieldOfView:
     labelled_classes: tuple[int, ...]
     annotated_region: tuple[float, float, float, float] | None = None
     released_split: str = ""
+    together: str = ""
 
     @property
     def key(self) -> str:
@@ -59,6 +62,8 @@ class FieldOfView:
     @property
     def group(self) -> str:
         """What must not be divided by a split: the patient, or the field where there is none."""
+        if self.together:
+            return self.together
         return f"patient:{self.patient}" if self.patient else f"field:{self.domain}/{self.name}"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from da_leukemia.config import Data, Experiment, devices_of
@@ -72,6 +73,8 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
                     "tested on but not trained on yet; take another source, or set "
                     f"data.domains.{name}.labels=test_only"
                 )
+    if experiment.detector.kind == "classifier":
+        _warn_of_unseen(experiment, indexes, split)
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
@@ -82,6 +85,29 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
     return indexes, split
+
+
+def _warn_of_unseen(
+    experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split
+) -> None:
+    """Warn of classes that are tested and that a source has no training cell of."""
+    classes = get_label_space(experiment.data.label_space).classes
+    for source in experiment.sources or []:
+        train = (split.select(indexes[d], "train") for d in devices_of(source))
+        seen = {int(f.labels[0]) for index in train for f in index if len(f.labels)}
+        for name in experiment.tests or []:
+            test = split.select(indexes[name], "test")
+            own = Counter(int(f.labels[0]) for f in test if len(f.labels))
+            unseen = sorted(k for k in own if k >= 0 and k not in seen)
+            absent = [f"{classes[k]} ({own[k]})" for k in unseen]
+            if absent:
+                _LOG.warning(
+                    "%s: has no training cell of %s, which %s is tested on: they can only be named "
+                    "wrong",
+                    source,
+                    ", ".join(absent),
+                    name,
+                )
 
 
 def _leaks(data: Data, indexes: Sequence[FieldIndex], split: Split) -> list[str]:

@@ -16,9 +16,6 @@ from da_leukemia.sweep.ledger import job_folder, read_failure
 from da_leukemia.sweep.matrix import Matrix, Result, Run, build_matrix
 from da_leukemia.sweep.plan import make_plan
 
-HEADLINE = "ap50"
-"""The metric of the headline, the gap table and the picture."""
-
 
 @dataclass(frozen=True)
 class Missing:
@@ -100,14 +97,15 @@ def gather(
         methods=list(dict.fromkeys(job.method_name for job in jobs)),
         devices=list(experiment.data.domains),
     )
+    metric = matrix.headline
     gap = gap_closed(
-        matrix, HEADLINE, gains(bootstrap, found, HEADLINE), shares(bootstrap, found, HEADLINE)
+        matrix, metric, gains(bootstrap, found, metric), shares(bootstrap, found, metric)
     )
     added = None
     if any(matrix.twin(m) != matrix.reference(m) for m in matrix.adapted):
-        paired = gains(bootstrap, found, HEADLINE, alike=True)
-        closed = shares(bootstrap, found, HEADLINE, alike=True)
-        added = gap_closed(matrix, HEADLINE, paired, closed, alike=True)
+        paired = gains(bootstrap, found, metric, alike=True)
+        closed = shares(bootstrap, found, metric, alike=True)
+        added = gap_closed(matrix, metric, paired, closed, alike=True)
     bootstrap.save()
     return Contents(
         experiment=experiment,

@@ -7,7 +7,7 @@ from importlib import resources
 
 from da_leukemia.errors import counted
 from da_leukemia.report.attributes import attributes_section
-from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.contents import Contents
 from da_leukemia.report.figures import colour, top_of_scale
 from da_leukemia.report.headlines import (
     METRIC_MEANINGS,
@@ -85,9 +85,11 @@ def _head(contents: Contents, links: str) -> str:
         counted(len(experiment.seeds), "seed"),
         f"label space {escape(experiment.data.label_space)}",
     ]
+    cells = experiment.detector.kind == "classifier"
+    what = "classifier of single cells" if cells else "detector of white blood cells"
     about = (
-        "A detector of white blood cells is trained on the photographs of one device and tested "
-        f"on every device. {', '.join(size)}."
+        f"A {what} is trained on the photographs of one device and tested on every device. "
+        f"{', '.join(size)}."
     )
     lines = [f"<h1>{breakable(experiment.name)}</h1>", f'<p class="soft">{about}</p>']
     lines += [f"<nav>{links}</nav>", _figures(contents)]
@@ -100,16 +102,17 @@ def _head(contents: Contents, links: str) -> str:
 
 def _figures(contents: Contents) -> str:
     method, best = reference_method(contents.matrix), contents.gap.best
+    headline = contents.matrix.headline
     cards: list[tuple[str, str]] = []
     if method is not None:
-        view = contents.matrix.view(method, HEADLINE)
-        name = metric_name(HEADLINE)
+        view = contents.matrix.view(method, headline)
+        name = metric_name(headline)
         for same, where in ((True, "on the device it was trained on"), (False, "on another one")):
             if (mean := view.mean(same)) is not None:
                 cards.append((score(mean), f"{name} {where}, not adapted"))
     if best is not None:
-        mean = contents.matrix.view(best.method, HEADLINE).mean(same=False)
-        cards.append((score(mean), f"{metric_name(HEADLINE)} on another one with {best.method}"))
+        mean = contents.matrix.view(best.method, headline).mean(same=False)
+        cards.append((score(mean), f"{metric_name(headline)} on another one with {best.method}"))
         cards.append((percent(best.ratio_of_means), "of the gap to the oracle closed"))
     shown = "".join(
         f"<div><b>{escape(big)}</b><span>{breakable(small)}</span></div>" for big, small in cards
@@ -126,7 +129,7 @@ def _matrices(contents: Contents) -> str:
         views = [contents.matrix.view(m, metric) for m in contents.matrix.methods]
         views = [v for v in views if v.cells]
         body = _metric(metric, views)
-        if metric == HEADLINE:
+        if metric == contents.matrix.headline:
             parts.append(body)
         else:
             name = escape(metric_name(metric))

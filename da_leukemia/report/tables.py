@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.contents import Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
 from da_leukemia.sweep.matrix import Matrix, Row, View
@@ -52,8 +52,9 @@ def score(value: float | None, signed: bool = False) -> str:
 # --- terminal --------------------------------------------------------------------------------
 
 
-def render_text(matrix: Matrix, metric: str = HEADLINE) -> str:
-    """Return the matrix of one metric and the gap summary for a terminal."""
+def render_text(matrix: Matrix, metric: str | None = None) -> str:
+    """Return the matrix of one metric, the headline's by default, and the gap summary."""
+    metric = metric or matrix.headline
     if not matrix.rows:
         return "No result yet: the matrix is empty."
     lines = [f"{metric_name(metric)} (rows: trained on, columns: tested on)"]
@@ -236,7 +237,7 @@ def latex(contents: Contents) -> str:
     """Return one booktabs table for the matrix and one for the gap; needs ``booktabs``."""
     matrix, gap = contents.matrix, contents.gap
     name = tex(contents.experiment.name)
-    metric = tex(metric_name(HEADLINE))
+    metric = tex(metric_name(matrix.headline))
     if not matrix.rows:
         return f"% {name}: there is no result yet\n"
     lines = [
@@ -249,7 +250,7 @@ def latex(contents: Contents) -> str:
         rf"on. In brackets: \texttt{{{tex(FAIR)}}}.}}",
         rf"\label{{tab:{contents.experiment.name}-matrix}}",
     ]
-    views = [v for v in (matrix.view(m, HEADLINE) for m in matrix.methods) if v.cells]
+    views = [v for v in (matrix.view(m, matrix.headline) for m in matrix.methods) if v.cells]
     tests = views[0].tests if views else ()
     lines += [rf"\begin{{tabular}}{{ll{'c' * len(tests)}}}", r"\toprule"]
     lines += [_tex_line(["Method", "Trained on", *tests])]

@@ -217,7 +217,7 @@ def check_detector(experiment: Experiment) -> None:
     """
     from da_leukemia.models.factory import check_settings
 
-    check_settings(experiment.detector)
+    check_settings(experiment.detector, experiment.data.image_size)
 
 
 def report(experiment: Experiment) -> None:

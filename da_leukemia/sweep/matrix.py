@@ -25,11 +25,15 @@ COLUMNS = (
     *("value", "low", "high", "seeds", "fields"),
 )
 METRICS = (
+    *("balanced_accuracy", "accuracy", "macro_f1"),  # of single cells
     *("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end"),
     *("attribute_balanced_accuracy", "ece"),
     *("attribute_f1_true_boxes", "attribute_ece", "ap50_without_none"),
     *("map50_as_released", "attribute_f1_as_released"),
+    *("aurc", "open_set_auroc"),
 )
+HEADLINES = ("ap50", "balanced_accuracy")
+"""The metric that a report is about: of a detector, of a classifier of single cells."""
 DIGITS = 6
 """Decimals of every number in the matrix, so that a CSV read back is the same matrix."""
 
@@ -154,6 +158,11 @@ class Matrix:
         """Metrics that have a value somewhere."""
         present = {r.metric for r in self.rows}
         return tuple(m for m in (*METRICS, *sorted(present - set(METRICS))) if m in present)
+
+    @cached_property
+    def headline(self) -> str:
+        """The metric of the headline, the gap table and the picture."""
+        return next((m for m in HEADLINES if m in self.metrics), HEADLINES[0])
 
     @cached_property
     def compared(self) -> tuple[str, ...]:
