@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from da_leukemia.config import Classifier, Detector
+from da_leukemia.config import Attributes, Classifier, Detector
 from da_leukemia.data.batches import Targets
 from da_leukemia.errors import ConfigError
 from da_leukemia.labels import PBC8, WBC5
 from da_leukemia.models.classifier import CellBackbone, CellOutputs
 from da_leukemia.models.factory import build_detector, check_settings
-from da_leukemia.models.losses import CellLoss
+from da_leukemia.models.losses import CellLoss, asymmetric_loss
 
 SIDE = 32
 TINY = "mobilenetv3_small_050"
@@ -144,6 +144,42 @@ def test_attributes_are_read_and_their_gaps_masked():
     found = network.loss(outputs, labels)["attribute"] / network.attribute_weight
     torch.testing.assert_close(found, expected)
     assert network.decode(outputs).attributes.shape == (2, 1, sum(PBC8.attribute_sizes))
+
+
+def test_what_a_source_does_not_vary_is_not_learned_and_not_answered():
+    network = classifier(PBC8, counts=(1,) * 8).eval()
+    counts = torch.zeros(11, max(PBC8.attribute_sizes), dtype=torch.int64)
+    counts[2, 0], counts[2, 5] = 3, 4
+    counts[1, 1] = 7  # a constant
+    network.attributes.know(counts)
+    outputs = network(torch.rand(2, 3, SIDE, SIDE))
+    labels = targets(0, 1, classes=8, attributes=11)
+    labels.attributes[:, 0, 1] = 1
+    assert float(network.loss(outputs, labels)["attribute"].detach()) == 0
+    labels.attributes[:, 0, 2] = 5
+    assert float(network.loss(outputs, labels)["attribute"].detach()) > 0
+    parts = network.decode(outputs).attributes[:, 0].split(list(PBC8.attribute_sizes), -1)
+    answered = [float(part.sum()) for part in parts]
+    assert answered == pytest.approx([2.0 if column == 2 else 0.0 for column in range(11)])
+
+
+def test_the_attribute_head_takes_its_settings():
+    settings = Attributes(loss="asymmetric", on_type=True)
+    network = classifier(PBC8, counts=(1,) * 8, attributes=settings).eval()
+    outputs = network(torch.rand(2, 3, SIDE, SIDE))
+    boxes = torch.zeros(2, 1, 4)
+    plain = network.attributes_at(outputs, boxes)
+    torch.nn.init.normal_(network.attributes.on_type.weight)
+    told = network.attributes_at(outputs, boxes)
+    second = network.attributes.on_type(network.probabilities(outputs)).unsqueeze(1)
+    torch.testing.assert_close(told - plain, second, atol=1e-5, rtol=1e-4)
+    labels = targets(0, 1, classes=8, attributes=11)
+    labels.attributes[0, 0, 2] = 5
+    first = sum(PBC8.attribute_sizes[:2])
+    yes = torch.tensor([0, 0, 0, 0, 0, 1])
+    expected = asymmetric_loss(told[0, 0, first : first + 6], yes).sum() / 11
+    found = network.loss(outputs, labels)["attribute"] / network.attribute_weight
+    torch.testing.assert_close(found, expected)
 
 
 def test_student_and_teacher_that_agree_are_not_apart():

@@ -12,6 +12,7 @@ from cells_kit import five_types, picture, put
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
 from da_leukemia.config import (
+    Attributes,
     Classifier,
     Data,
     Detector,
@@ -33,6 +34,7 @@ from da_leukemia.evaluation.records import load_records
 from da_leukemia.labels import LINEAGE, MATEK19, MLL23
 from da_leukemia.report import write_report
 from da_leukemia.sweep import worker
+from da_leukemia.sweep.ledger import collect
 from da_leukemia.sweep.plan import make_plan
 
 NOT_FOR_CELLS = {"confmix", "daca", "epm", "few_shot", "harmonious_teacher", "mixstyle"}
@@ -129,8 +131,21 @@ def test_a_job_leaves_every_score_of_the_cells(make, run):
     assert epochs[-1]["tests"]["phone"] == pytest.approx(scores["phone"]["balanced_accuracy"])
     with (folder / "metrics.csv").open() as file:
         assert "val/balanced_accuracy" in next(csv.reader(file))
+    card = (folder / "checkpoints" / "MODEL_CARD.md").read_text()
+    assert "Classifier of single white blood cells" in card
+    assert f"| phone | {scores['phone']['balanced_accuracy']:.3f} |" in card
     again = worker.evaluate_job(folder)
     assert again["phone"]["confusion"] == scores["phone"]["confusion"]
+
+
+def test_attributes_that_nobody_labelled_are_neither_learned_nor_answered(make, run):
+    job = make(Method(), trainer={"steps": 2})
+    job.data.label_space = "pbc8"
+    result = worker.read_result(run(job))
+    told = result["attributes_learned"]
+    assert len(told) == 11
+    assert not any(entry["answered"] or any(entry["cells"].values()) for entry in told.values())
+    assert result["tests"]["phone"]["metrics"]["attribute_f1_true_boxes"] is None
 
 
 @pytest.mark.parametrize("name", FOR_CELLS)
@@ -215,7 +230,8 @@ def test_plan_matrix_and_report_speak_of_cells(devices, tmp_path, make, run):
     )
     complete(experiment)
     results = []
-    for job in make_plan(experiment):
+    plan = make_plan(experiment)
+    for job in plan:
         folder = tmp_path / "cells" / "jobs" / job.hash
         folder.mkdir(parents=True)
         save_job(job, folder / "config.yaml")
@@ -240,6 +256,14 @@ def test_plan_matrix_and_report_speak_of_cells(devices, tmp_path, make, run):
         if (r["method"], r["metric"], r["test"]) == ("dann", "balanced_accuracy", "phone")
     )
     assert float(cell["low"]) <= float(cell["value"]) <= float(cell["high"])
+    assert all(f">{title}</th>" in page for title in ("recall", "precision"))  # behind the cells
+    assert "Precision over recall" not in page
+    assert any((r["method"], r["test"]) == ("dann", "lab") for r in rows)
+    # Read in part, as a large sweep is, there is no other report.
+    write_report(experiment, collect(experiment.folder, plan), tmp_path / "parts")
+    for name in ("matrix.csv", "matrix.md", "index.html"):
+        whole, parts = (tmp_path / folder / name for folder in ("report", "parts"))
+        assert parts.read_bytes() == whole.read_bytes()
 
 
 # --- what is refused or warned of ---------------------------------------------------------------
@@ -268,6 +292,21 @@ def test_cells_and_fields_are_not_taken_for_each_other():
     assert "data.domains.a.crop: its images are single cells already" in found[0]
     found = problems_of(data=domains(format="coco", crop=-0.1), detector=cells)
     assert "expected a margin of 0 or more" in found[0]
+
+
+def test_what_only_fields_or_detectors_have_is_refused():
+    cells = Detector(kind="classifier", attributes=Attributes(head="attridet"))
+    found = problems_of(data=domains(format="cells"), detector=cells)
+    assert any("detector.attributes.head: attridet reads maps" in p for p in found)
+    plain = Detector(kind="classifier")
+    (found,) = problems_of(data=domains(format="cells"), detector=plain, sparse=[1.0, 0.1])
+    assert found.startswith("sparse: leaves out cells by where they lie in a field")
+    found = problems_of(
+        data=domains(format="cells"),
+        detectors={"cells": plain, "boxes": Detector(strides=[3])},
+    )
+    assert "set detectors.boxes.kind=classifier" in found[0]
+    assert not any("detectors.cells" in p for p in found)
 
 
 def test_numbers_of_the_classifier_are_checked():
@@ -302,6 +341,8 @@ def test_settings_of_the_classifier_decide_its_job_and_no_detectors(make):
     assert base.hash != other.hash
     base.detector.channels = 7  # of the pyramid, which a classifier has not
     assert base.hash == make(Method()).hash
+    base.detector.attributes.loss = "asymmetric"
+    assert base.hash != make(Method()).hash
 
 
 # --- the shipped experiments ---------------------------------------------------------------------
@@ -346,6 +387,12 @@ def test_shipped_experiments_run_on_simulated_cells(name, tmp_path):
         assert scores["matek"]["open_set_cells"] > 0
     else:  # all that lie in test folders, and all of what is tested on alone
         assert [s["fields"] for s in scores.values()] == [30, 30, 30, 30]
+        write_report(experiment, collect(experiment.folder, [job]), tmp_path / "report")
+        rows = list(csv.DictReader((tmp_path / "report" / "published.csv").open()))
+        lisc = next(r for r in rows if (r["test"], r["system"]) == ("lisc", "vit"))
+        assert float(lisc["value"]) == 69.77
+        ours = next(r for r in rows if (r["test"], r["system"]) == ("lisc", job.method_name))
+        assert float(ours["value"]) == pytest.approx(100 * scores["lisc"]["accuracy"], abs=0.01)
 
 
 def test_cells_are_cut_out_of_the_simulators_fields_and_named(smears, tmp_path):
