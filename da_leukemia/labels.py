@@ -15,6 +15,9 @@ from da_leukemia.errors import ConfigError, did_you_mean
 UNKNOWN = -1
 """A label or attribute that is there in the image but that nobody wrote down."""
 
+OPEN_SET = -2
+"""The label of a single cell whose type is known and is none of the label space's."""
+
 
 def normalise(name: str) -> str:
     """Reduce a class or attribute name to lower-case letters and digits."""
@@ -160,47 +163,124 @@ WBCATT = LabelSpace("wbcatt", WBC5.classes, WBCATT_ATTRIBUTES)
 M5 = LabelSpace("m5", ("gametocyte", "schizont", "trophozoite", "ring"))
 """Life-cycle stages of the malaria parasite in the red cells of M5 (CVPR 2022)."""
 
+MATEK19 = LabelSpace(
+    "matek19",
+    (
+        *("neutrophil_segmented", "neutrophil_band", "lymphocyte", "atypical_lymphocyte"),
+        *("monocyte", "eosinophil", "basophil", "myeloblast", "monoblast", "promyelocyte"),
+        *("promyelocyte_bilobed", "myelocyte", "metamyelocyte", "erythroblast", "smudge_cell"),
+    ),
+    (),
+    (
+        *(("ngs", "neutrophil_segmented"), ("ngb", "neutrophil_band"), ("lyt", "lymphocyte")),
+        *(("lya", "atypical_lymphocyte"), ("mon", "monocyte"), ("eos", "eosinophil")),
+        *(("bas", "basophil"), ("myo", "myeloblast"), ("mob", "monoblast")),
+        *(("pmo", "promyelocyte"), ("pmb", "promyelocyte_bilobed"), ("myb", "myelocyte")),
+        *(("mmz", "metamyelocyte"), ("ebo", "erythroblast"), ("ksc", "smudge_cell")),
+    ),
+)
+"""The fifteen classes of AML-Cytomorphology_LMU (Matek et al., 2019), and its folders' codes."""
+
+MLL23 = LabelSpace(
+    "mll23",
+    (
+        *("myeloblast", "neutrophil_segmented", "lymphocyte", "hairy_cell", "monocyte"),
+        *("eosinophil", "normoblast", "promyelocyte_atypical", "lymphocyte_large_granular"),
+        *("plasma_cell", "smudge_cell", "myelocyte", "promyelocyte", "neutrophil_band"),
+        *("basophil", "metamyelocyte", "lymphocyte_neoplastic", "lymphocyte_reactive"),
+    ),
+)
+"""The eighteen classes of MLL23 (Scientific Data 12:1773, 2025), the frequent ones first."""
+
+PBC8 = LabelSpace(
+    "pbc8",
+    (*WBC5.classes, "ig", "erythroblast", "platelet"),
+    WBCATT_ATTRIBUTES,
+    (("immature_granulocyte", "ig"),),
+)
+"""The eight folders of Acevedo et al. (2020), with the attributes that WBCAtt adds to five."""
+
 LABEL_SPACES: dict[str, LabelSpace] = {
-    s.name: s for s in (LEUKEMIAATTRI, LEUKEMIAATTRI13, LINEAGE, WBC5, WBC, WBCATT, M5)
+    s.name: s
+    for s in (
+        *(LEUKEMIAATTRI, LEUKEMIAATTRI13, LINEAGE, WBC5, WBC, WBCATT, M5),
+        *(MATEK19, MLL23, PBC8),
+    )
 }
 
 _SAME, _TYPE_UNKNOWN, _BACKGROUND = "=", "?", "-"
 
-MAPS: dict[str, dict[str, str]] = {
+_TABLE: dict[str, dict[str, str]] = {
     name: dict(zip(tuple(LABEL_SPACES), row, strict=True))
     for name, *row in (
-        # found                 leukemiaattri 13   lineage        wbc5 wbc    wbcatt m5
-        ("none",                  "=",     "?", "-",           "-", "-",   "-", "-"),
-        ("myeloblast",            "=",     "=", "blast",       "?", "wbc", "?", "-"),
-        ("lymphoblast",           "=",     "=", "blast",       "?", "wbc", "?", "-"),
-        ("monoblast",             "=",     "=", "blast",       "?", "wbc", "?", "-"),
-        ("promonocyte",           "=",     "=", "blast",       "?", "wbc", "?", "-"),
-        ("abnormal_promyelocyte", "=",     "=", "blast",       "?", "wbc", "?", "-"),
-        ("atypical_lymphocyte",   "=",     "=", "lymphoid",    "?", "wbc", "?", "-"),
-        ("myelocyte",             "=",     "=", "granulocyte", "?", "wbc", "?", "-"),
-        ("metamyelocyte",         "=",     "=", "granulocyte", "?", "wbc", "?", "-"),
-        ("neutrophil",            "=",     "=", "granulocyte", "=", "wbc", "=", "-"),
-        ("eosinophil",            "=",     "=", "granulocyte", "=", "wbc", "=", "-"),
-        ("basophil",              "=",     "=", "granulocyte", "=", "wbc", "=", "-"),
-        ("lymphocyte",            "=",     "=", "lymphoid",    "=", "wbc", "=", "-"),
-        ("monocyte",              "=",     "=", "=",           "=", "wbc", "=", "-"),
-        ("blast",                 "?",     "?", "=",           "?", "wbc", "?", "-"),
-        ("lymphoid",              "?",     "?", "=",           "?", "wbc", "?", "-"),
-        ("granulocyte",           "?",     "?", "=",           "?", "wbc", "?", "-"),
-        ("wbc",                   "?",     "?", "?",           "?", "=",   "?", "-"),
-        ("gametocyte",            "-",     "-", "-",           "-", "-",   "-", "="),
-        ("schizont",              "-",     "-", "-",           "-", "-",   "-", "="),
-        ("trophozoite",           "-",     "-", "-",           "-", "-",   "-", "="),
-        ("ring",                  "-",     "-", "-",           "-", "-",   "-", "="),
-        ("rbc",                   "-",     "-", "-",           "-", "-",   "-", "-"),
-        ("plt",                   "-",     "-", "-",           "-", "-",   "-", "-"),
+        # found              leukemiaattri 13   lineage    wbc5 wbc  wbcatt m5 matek19 mll23 pbc8
+        ("none",                   "=", "?", "-",           "-", "-",   "-", "-", "?", "?", "-"),
+        ("myeloblast",             "=", "=", "blast",       "?", "wbc", "?", "-", "=", "=", "?"),
+        ("lymphoblast",            "=", "=", "blast",       "?", "wbc", "?", "-", "?", "?", "?"),
+        ("monoblast",              "=", "=", "blast",       "?", "wbc", "?", "-", "=", "?", "?"),
+        ("promonocyte",            "=", "=", "blast",       "?", "wbc", "?", "-", "?", "?", "?"),
+        ("abnormal_promyelocyte",  "=", "=", "blast",       "?", "wbc", "?", "-", "?", "?", "?"),
+        ("promyelocyte_bilobed",   "?", "?", "?",           "?", "wbc", "?", "-", "=", "?", "?"),
+        ("promyelocyte",           "?", "?", "granulocyte", "?", "wbc", "?", "-", "=", "=", "ig"),
+        ("myelocyte",              "=", "=", "granulocyte", "?", "wbc", "?", "-", "=", "=", "ig"),
+        ("metamyelocyte",          "=", "=", "granulocyte", "?", "wbc", "?", "-", "=", "=", "ig"),
+        ("ig",                     "?", "?", "granulocyte", "?", "wbc", "?", "-", "?", "?", "="),
+        ("neutrophil",             "=", "=", "granulocyte", "=", "wbc", "=", "-", "?", "?", "="),
+        ("eosinophil",             "=", "=", "granulocyte", "=", "wbc", "=", "-", "=", "=", "="),
+        ("basophil",               "=", "=", "granulocyte", "=", "wbc", "=", "-", "=", "=", "="),
+        ("lymphocyte",             "=", "=", "lymphoid",    "=", "wbc", "=", "-", "=", "=", "="),
+        ("atypical_lymphocyte",    "=", "=", "lymphoid",    "?", "wbc", "?", "-", "=", "?", "?"),
+        ("lymphocyte_neoplastic",  "?", "?", "lymphoid",    "?", "wbc", "?", "-", "?", "=", "?"),
+        ("hairy_cell",             "?", "?", "lymphoid",    "?", "wbc", "?", "-", "?", "=", "?"),
+        ("plasma_cell",            "?", "?", "lymphoid",    "?", "wbc", "?", "-", "?", "=", "?"),
+        ("monocyte",               "=", "=", "=",           "=", "wbc", "=", "-", "=", "=", "="),
+        ("blast",                  "?", "?", "=",           "?", "wbc", "?", "-", "?", "?", "?"),
+        ("lymphoid",               "?", "?", "=",           "?", "wbc", "?", "-", "?", "?", "?"),
+        ("granulocyte",            "?", "?", "=",           "?", "wbc", "?", "-", "?", "?", "?"),
+        ("wbc",                    "?", "?", "?",           "?", "=",   "?", "-", "?", "?", "?"),
+        ("gametocyte",             "-", "-", "-",           "-", "-",   "-", "=", "-", "-", "-"),
+        ("schizont",               "-", "-", "-",           "-", "-",   "-", "=", "-", "-", "-"),
+        ("trophozoite",            "-", "-", "-",           "-", "-",   "-", "=", "-", "-", "-"),
+        ("ring",                   "-", "-", "-",           "-", "-",   "-", "=", "-", "-", "-"),
+        ("erythroblast",           "-", "-", "-",           "-", "-",   "-", "-", "=", "?", "="),
+        ("rbc",                    "-", "-", "-",           "-", "-",   "-", "-", "-", "-", "-"),
+        ("platelet",               "-", "-", "-",           "-", "-",   "-", "-", "-", "-", "="),
     )
 }  # fmt: skip
+
+_KINDS: dict[str, str] = {
+    "neutrophil_band": "neutrophil",
+    "neutrophil_segmented": "neutrophil",
+    "lymphocyte_large_granular": "lymphocyte",
+    "lymphocyte_reactive": "atypical_lymphocyte",
+    "promyelocyte_atypical": "abnormal_promyelocyte",
+    "abnormal_promyelocyte": "promyelocyte_atypical",
+    "normoblast": "erythroblast",
+    "erythroblast": "normoblast",
+    "smudge_cell": "none",
+}
+"""What a class is in a space that does not name it: a wider class, or the same by another name."""
+
+
+def _meaning(name: str, space: LabelSpace) -> str:
+    """Return a cell of `MAPS`."""
+    kind = _KINDS.get(name)
+    if name in space.classes:
+        return _SAME
+    if kind is not None and kind in space.classes:
+        return kind
+    return _TABLE[name if name in _TABLE else str(kind)][space.name]
+
+
+MAPS: dict[str, dict[str, str]] = {
+    name: {space.name: _meaning(name, space) for space in LABEL_SPACES.values()}
+    for name in (*_TABLE, *(n for n in _KINDS if n not in _TABLE))
+}
 """The one place where label spaces meet: ``name found in a file -> label space -> class``.
 
 "=" is the class of the same name; "?" a cell that this space cannot tell apart (read as `UNKNOWN`:
-never a target, never a false positive); "-" background (not read). Spaces in the order of
-`LABEL_SPACES`.
+never a target, never a false positive); "-" background (not read). As a single cell, one that is
+"?" or "-" is of the open set (see `data.readers.cells`).
 """
 
 _NO_CELL = frozenset(
@@ -221,15 +301,18 @@ _SYNONYMS = {
     "red blood cell": "rbc",
     "red blood cells": "rbc",
     "erythrocyte": "rbc",
-    "platelet": "plt",
-    "platelets": "plt",
-    "thrombocyte": "plt",
+    "plt": "platelet",
+    "platelets": "platelet",
+    "thrombocyte": "platelet",
     "white blood cells": "wbc",
     "leucocyte": "wbc",
-    "band neutrophil": "neutrophil",
-    "neutrophil band": "neutrophil",
-    "segmented neutrophil": "neutrophil",
-    "neutrophil segmented": "neutrophil",
+    "band neutrophil": "neutrophil_band",
+    "segmented neutrophil": "neutrophil_segmented",
+    "baso": "basophil",
+    "eosi": "eosinophil",
+    "lymp": "lymphocyte",
+    "mono": "monocyte",
+    "neut": "neutrophil",
 }
 """Names that are a class of no space, by the row of `MAPS` that they mean."""
 

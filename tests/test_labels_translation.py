@@ -43,4 +43,4 @@ def test_names_are_translated_between_spaces(name, space, expected):
 
 def test_an_unknown_name_is_a_key_error():
     with pytest.raises(KeyError):
-        translate("erythroblast", WBC)
+        translate("megakaryocyte", WBC)

@@ -25,6 +25,7 @@ def true_regions(
     Cells of unknown type (label -1), mostly cut by the border, are left out.
     """
     known = targets.mask & (targets.labels >= 0)
+    count = min(count, detector.most_cells)
     rank = torch.where(known, draw.uniform(*known.shape), -1.0)
     if rank.shape[1] < count:
         rank = F.pad(rank, (0, count - rank.shape[1]), value=-1.0)

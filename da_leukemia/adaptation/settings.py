@@ -551,12 +551,29 @@ AFTER_TRAINING = frozenset({"adabn", "tent"})
 
 def refusal(settings: Any, detector: str) -> str | None:
     """Return why a component cannot work on a kind of detector; None where it can."""
+    if detector == "classifier":
+        return _refusal_on_cells(settings)
     if isinstance(settings, Distillation) and settings.harmony and detector != "one_stage":
         return (
             f"harmony weighs every location of a dense detector, and {detector} answers at "
             "proposals that its teacher has already chosen; use detector.kind=one_stage, or "
             "distillation without harmony (aldi_pp)"
         )
+    return None
+
+
+def _refusal_on_cells(settings: Any) -> str | None:
+    """Return why a component means nothing where every picture is one cell."""
+    if isinstance(settings, CutPaste | ConfMix | Daca):
+        return "it pastes cells or parts of fields into a picture, which then is of no one class"
+    if isinstance(settings, MixStyle):
+        return "it mixes maps of a detector's backbone; stain_jitter, reinhard and fda mix images"
+    if isinstance(settings, Distillation) and settings.harmony:
+        return "harmony weighs locations by the overlap of their boxes, and there are none"
+    if isinstance(settings, Adversarial) and settings.centre_aware:
+        return "centre_aware weighs locations, of which a picture of one cell has one"
+    if isinstance(settings, Mmd | Coral) and settings.features == "attributes":
+        return "attributes are read from the feature that the classes are read from; take regions"
     return None
 
 

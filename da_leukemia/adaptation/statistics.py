@@ -74,6 +74,12 @@ def detection_entropy(scores: Tensor) -> Tensor:
     return mean
 
 
+def cell_entropy(scores: Tensor) -> Tensor:
+    """Return the mean entropy of class probabilities ``(B, 1, C)`` of single cells."""
+    mean: Tensor = torch.special.entr(scores).sum(-1).mean()
+    return mean
+
+
 class Tent(Component):
     """Entropy minimisation on the scales and shifts of the norm layers alone (Wang et al., 2021).
 
@@ -102,7 +108,9 @@ class Tent(Component):
                 begun = done
                 for batch in itertools.islice(images(), self.settings.steps - done):
                     optimizer.zero_grad()
-                    detection_entropy(network.places(network(batch)).scores).backward()  # type: ignore[no-untyped-call]
+                    scores = network.places(network(batch)).scores
+                    entropy = cell_entropy if network.exclusive else detection_entropy
+                    entropy(scores).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     done += 1
                 if done == begun:  # no image

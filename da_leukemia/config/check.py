@@ -20,6 +20,7 @@ from da_leukemia.config.schema import (
     SOURCES_MARK,
     TWINS,
     Attributes,
+    Classifier,
     Detector,
     Experiment,
     TwoStage,
@@ -162,6 +163,75 @@ def check_fit(name: str, method: Method, detector: Detector, where: str = "detec
     return found
 
 
+def check_cells(experiment: Experiment) -> list[str]:
+    """Return what does not fit together of single cells, their classifiers and their settings."""
+    domains = experiment.data.domains
+    found = [
+        f"data.domains.{name}.crop: expected a margin of 0 or more, as a share of the box, got "
+        f"{domain.crop}"
+        for name, domain in domains.items()
+        if domain.crop is not None and domain.crop < 0
+    ]
+    found += [
+        f"data.domains.{name}.crop: its images are single cells already (format cells)"
+        for name, domain in domains.items()
+        if domain.crop is not None and domain.format == "cells"
+    ]
+    detectors = chosen_detectors(experiment)
+    for where, detector in detectors.items():
+        found += _check_cells_for(experiment, detector, where)
+    if all(d.kind != "classifier" for d in detectors.values()):
+        return found
+    if experiment.data.calibration.used or any(c != "none" for c in experiment.calibration or []):
+        found.append(
+            "calibration: is measured on whole fields (red cells, background), not on single cells"
+        )
+    if not experiment.data.sparse.whole or any(area != 1 for area in experiment.sparse or []):
+        found.append(
+            "sparse: leaves out cells by where they lie in a field; a single cell is its whole "
+            "picture (for fewer labels, train on fewer cells)"
+        )
+    return found
+
+
+def _check_cells_for(experiment: Experiment, detector: Detector, where: str) -> list[str]:
+    """Return what of a detector does not go with single cells, or with whole fields."""
+    own, domains = detector.classifier, experiment.data.domains
+    if detector.kind != "classifier":
+        found = [
+            f"data.domains.{name}: shows single cells, in which there is nothing to find; set "
+            f"{where}.kind=classifier, or give whole fields without `crop`"
+            for name, domain in domains.items()
+            if domain.format == "cells" or domain.crop is not None
+        ]
+        if own != Classifier():
+            found.append(
+                f"{where}.classifier: means nothing for kind {detector.kind}; set kind: classifier"
+            )
+        if detector.norm == "frozen":
+            found.append(f"{where}.norm: frozen is for kind classifier; take batch or group")
+        return found
+    found = [
+        f"data.domains.{name}: the classifier names single cells; set crop=0.15 to cut them out of "
+        "its fields by their true boxes, or format: cells"
+        for name, domain in domains.items()
+        if domain.format != "cells" and domain.crop is None and domain.labels != "none"
+    ]
+    if detector.attributes.head == "attridet":
+        found.append(
+            f"{where}.attributes.head: attridet reads maps of a detector's backbone; kind "
+            "classifier reads attributes from its one vector: use head: ours"
+        )
+    limits = {"beta": (0, 1), "smoothing": (0, 1), "tau": (0, 10), "gamma": (0, 10)}
+    found += [
+        f"{where}.classifier.{key}: expected a number from {low} to below {high}, got "
+        f"{getattr(own, key)}"
+        for key, (low, high) in limits.items()
+        if not low <= getattr(own, key) < high
+    ]
+    return found
+
+
 def check_detector(detector: Detector, where: str = "detector") -> list[str]:
     """Return every setting of a detector that cannot be, ``where`` it stands."""
     found = [
@@ -175,6 +245,8 @@ def check_detector(detector: Detector, where: str = "detector") -> list[str]:
             "the attribute head"
         )
     two = detector.two_stage
+    if detector.kind == "classifier":
+        return found
     if detector.kind == "one_stage":
         if two != TwoStage():
             found.append(
@@ -245,7 +317,10 @@ def check_sparse(experiment: Experiment) -> list[str]:
 def _check_detector_in(experiment: Experiment, detector: Detector, where: str) -> list[str]:
     """Return what of a detector does not go with the experiment's data and methods."""
     data, found = experiment.data, check_detector(detector, where)
-    if min(detector.strides, default=0) < 1:
+    if detector.kind == "classifier":
+        if data.image_size < 8:
+            found.append(f"data.image_size: expected at least 8, got {data.image_size}")
+    elif min(detector.strides, default=0) < 1:
         found.append(f"{where}.strides: expected numbers above 0, got {detector.strides}")
     elif data.image_size % max(detector.strides) or data.image_size <= 0:
         found.append(
@@ -294,7 +369,7 @@ def check_numbers(experiment: Experiment) -> list[str]:
         for mark in NAME_MARKS
         if mark in name
     ]
-    problems += check_sparse(experiment)
+    problems += check_sparse(experiment) + check_cells(experiment)
     problems += [
         f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
         for key in ("steps", "epoch_steps", "batch_size", "threads")

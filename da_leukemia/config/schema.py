@@ -28,7 +28,7 @@ class Domain:
     """One device: where its photographs are and what of its labels may be used."""
 
     format: str = _choice(
-        "coco", "leukemiaattri", "sparse", "m5", "raabin", "voc", "yolo", "images"
+        *("coco", "leukemiaattri", "sparse", "m5", "raabin", "voc", "yolo", "cells", "images")
     )
     root: str = ""  # relative to data.root; empty = the domain's name (leukemiaattri: data.root)
     annotations: str = "auto"  # label file relative to root
@@ -41,6 +41,9 @@ class Domain:
     patient_pattern: str | None = None  # regex with a group `patient`, over the file name
     patch_order: str = _choice("auto", "x1y1x2y2", "x1x2y1y2")  # columns of a sparse label's patch
     licence: str = ""  # of the photographs and labels, for the model cards
+    folders: list[str] | None = None  # format cells: the folders below root that are read
+    # cut single cells out of the fields: their true boxes, widened by this share on every side
+    crop: float | None = None
 
 
 @dataclass
@@ -150,13 +153,30 @@ class Attributes:
 
 
 @dataclass
-class Detector:
-    """A multi-task detector: ours, or torchvision's Faster R-CNN, on any timm backbone."""
+class Classifier:
+    """What only the classifier of single cells has. See docs/cells.md."""
 
-    kind: str = _choice("one_stage", "faster_rcnn")
+    loss: str = _choice("cross_entropy", "class_balanced", "logit_adjusted", "focal")
+    beta: float = 0.999  # class_balanced: of the effective number of cells of a class
+    tau: float = 1.0  # logit_adjusted: factor of the logarithm of a class's share
+    gamma: float = 2.0  # focal: exponent
+    sampling: str = _choice("natural", "balanced")  # balanced: every class equally often
+    smoothing: float = 0.0  # share of a label that is spread over all classes
+    conflicts: str = _choice("soft", "own", "skip")  # a cell whose copies have other labels
+
+
+@dataclass
+class Detector:
+    """A multi-task detector: ours, or torchvision's Faster R-CNN, on any timm backbone.
+
+    Kind `classifier` names single cells (domains of format `cells`, or with `crop`).
+    """
+
+    kind: str = _choice("one_stage", "faster_rcnn", "classifier")
     backbone: str = "mobilenetv4_conv_small"
     pretrained: bool = False  # download ImageNet weights
-    norm: str = _choice("batch", "group")  # group: GroupNorm for the backbone's BatchNorm
+    # group: GroupNorm for the backbone's BatchNorm; frozen: BatchNorm as loaded (classifier)
+    norm: str = _choice("batch", "group", "frozen")
     init_from: str | None = None  # a checkpoint of ours to start from
     channels: int = 96  # of the pyramid and heads
     depth: int = 2  # convolutions in each head (faster_rcnn: in that of the proposals)
@@ -168,6 +188,7 @@ class Detector:
     nms_iou: float = 0.6
     max_detections: int = 100
     two_stage: TwoStage = field(default_factory=TwoStage)  # for kind faster_rcnn
+    classifier: Classifier = field(default_factory=Classifier)  # for kind classifier
 
 
 @dataclass
@@ -209,10 +230,12 @@ class Trainer:
 
 
 METRICS = (
+    *("balanced_accuracy", "accuracy", "macro_f1"),  # of single cells
     *("ap50", "ap50_95", "recall", "attribute_f1", "attribute_f1_end_to_end"),
     *("attribute_balanced_accuracy", "ece"),
     *("attribute_f1_true_boxes", "attribute_ece", "ap50_without_none"),
     *("map50_as_released", "attribute_f1_as_released"),
+    *("aurc", "open_set_auroc"),  # of single cells
 )
 """Scores of a result that the matrix is made of, in the order of the report."""
 
@@ -422,6 +445,9 @@ class Job:
                 del domain[key]
             if domain["patch_order"] == "auto":  # as before there was this setting
                 del domain["patch_order"]
+            del domain["folders"]
+            if domain["crop"] is None:
+                del domain["crop"]
         identity["data"]["domains"] = domains
         if self.detector.norm == "batch":  # as before there was a choice
             del identity["detector"]["norm"]
@@ -429,6 +455,13 @@ class Job:
             del identity["detector"]["attributes"]
         if self.detector.kind == "one_stage":  # as before there was another
             del identity["detector"]["kind"], identity["detector"]["two_stage"]
+        if self.detector.kind == "classifier":  # which has nothing of the others
+            own = {"kind", "backbone", "pretrained", "norm", "init_from"}
+            own |= {"attribute_weight", "attributes"}
+            ours = {k: v for k, v in identity["detector"].items() if k in own}
+            identity["detector"] = ours | {"classifier": _plain(self.detector.classifier)}
+        else:  # as before there was a classifier
+            del identity["detector"]["classifier"]
         identity["version"] = IDENTITY_VERSION
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -19,6 +19,10 @@ import numpy as np
 from PIL import Image
 
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
+from da_leukemia.data.cache import cache_folder
+from da_leukemia.data.cells import FORMAT as CELLS
+from da_leukemia.data.cells.duplicates import keep_together
+from da_leukemia.data.cells.prints import prints_of
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
 from da_leukemia.data.integrity import Outside, whole
 from da_leukemia.data.readers import (
@@ -184,6 +188,8 @@ def _open(domain: str, root: Path, fmt: str, space: LabelSpace, decode: str) -> 
     source = DomainSource(domain, root)
     try:
         index = read_domain(source, fmt, space)
+        if fmt == CELLS:
+            index = keep_together([index], [prints_of(index, cache_folder("auto"))])[0]
         known = index.findings
     except DataError as e:
         note_unreadable(e, log)
@@ -205,7 +211,8 @@ def _report(
     index, fmt, log = opened.index, opened.format, opened.log
     sizes = Counter(outside.size for _, outside in opened.looked)
     colour, sharpness, decoded = _appearance(opened.chosen, log, pool, step)
-    _twins([f for f, _ in opened.looked], log)
+    if fmt != CELLS:  # whose copies are looked for by what they show
+        _twins([f for f, _ in opened.looked], log)
     tally = attribute_counts(index.fields, space)
     for same in constant_attributes(np.where(tally.sum(1, keepdims=True) < FEW, 0, tally), space):
         log.add("attribute_constant", same)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from da_leukemia.config import Trainer
 from da_leukemia.data.attributes import attribute_counts
+from da_leukemia.data.cells.sampling import BalancedSampler
 from da_leukemia.data.dataset import (
     EpochSampler,
     FieldDataset,
@@ -49,6 +50,7 @@ class DomainDataModule(L.LightningDataModule):
         store: keeps the decoded images; memory by default.
         few: labelled training fields of another device (see `few_labelled`).
         few_share: their share of a training batch.
+        balanced: single cells: draw every class of each device equally often.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class DomainDataModule(L.LightningDataModule):
         store: Store | None = None,
         few: Sequence[FieldOfView] = (),
         few_share: float = 0.25,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         indexes = [index] if isinstance(index, FieldIndex) else list(index)
         self.domain = ", ".join(i.domain for i in indexes)
         self.few_share = few_share
+        self.balanced = balanced
         self.settings = trainer
         self.seed = seed
         self.store = Memory() if store is None else store
@@ -117,6 +121,15 @@ class DomainDataModule(L.LightningDataModule):
                 # Not by Trainer(max_steps): with it, Lightning resumes in the wrong epoch.
                 self.settings.steps,
                 windows=any(part.how(part.fields[i]).scaled for i in group),
+            )
+            if not (labelled and self.balanced)
+            else BalancedSampler(
+                [int(part.fields[i].labels[0]) for i in group],
+                count,
+                self.settings.epoch_steps,
+                self.seed * 2 + stream + _APART * place,
+                epoch,
+                self.settings.steps,
             )
             for place, (group, count) in enumerate(zip(groups, counts, strict=True))
         ]

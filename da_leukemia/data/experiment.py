@@ -6,6 +6,7 @@ from pathlib import Path
 
 from da_leukemia.config import Data, Domain
 from da_leukemia.data.cache import cache_folder, read_cached
+from da_leukemia.data.cells import single_cells
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers import DomainSource
 from da_leukemia.data.splits import Split, make_split, released_split
@@ -27,6 +28,7 @@ def domain_source(data: Data, name: str) -> DomainSource:
         classes=classes,
         patient_pattern=domain.patient_pattern,
         patch_order=domain.patch_order,
+        folders=None if domain.folders is None else tuple(domain.folders),
     )
 
 
@@ -58,6 +60,7 @@ def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
         raise DataError(unread)
     if not any(len(index) for index in indexes.values()):
         raise DataError([no_images(name) for name in indexes])
+    indexes = single_cells(data, indexes)
     values = list(indexes.values())
     settings = data.split
     if settings.kind == "released":

@@ -40,6 +40,8 @@ class FieldOfView:
         annotated_regions: the annotated parts, None for the whole field. Outside them nobody
             looked: no box there is no background.
         released_split: "train", "test" or "" as the data set was released.
+        together: what a split must not divide where that is more than the patient or the field:
+            single cells of one field, copies of one picture.
     """
 
     image: Path
@@ -54,6 +56,7 @@ class FieldOfView:
     labelled_classes: tuple[int, ...]
     annotated_regions: tuple[Region, ...] | None = None
     released_split: str = ""
+    together: str = ""
 
     @property
     def key(self) -> str:
@@ -63,6 +66,8 @@ class FieldOfView:
     @property
     def group(self) -> str:
         """What must not be divided by a split: the patient, or the field where there is none."""
+        if self.together:
+            return self.together
         return f"patient:{self.patient}" if self.patient else f"field:{self.domain}/{self.name}"
 
 

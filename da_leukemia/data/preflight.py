@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
                 )
             else:
                 problems += _nothing_in_patches(experiment, index, split)
+    if any(d.kind == "classifier" for d in chosen_detectors(experiment).values()):
+        _warn_of_unseen(experiment, indexes, split)
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
@@ -120,6 +123,29 @@ def _nothing_in_patches(experiment: Experiment, index: FieldIndex, split: Split)
             )
         )
     return found
+
+
+def _warn_of_unseen(
+    experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split
+) -> None:
+    """Warn of classes that are tested and that a source has no training cell of."""
+    classes = get_label_space(experiment.data.label_space).classes
+    for source in experiment.sources or []:
+        train = (split.select(indexes[d], "train") for d in devices_of(source))
+        seen = {int(f.labels[0]) for index in train for f in index if len(f.labels)}
+        for name in experiment.tests or []:
+            test = split.select(indexes[name], "test")
+            own = Counter(int(f.labels[0]) for f in test if len(f.labels))
+            unseen = sorted(k for k in own if k >= 0 and k not in seen)
+            absent = [f"{classes[k]} ({own[k]})" for k in unseen]
+            if absent:
+                _LOG.warning(
+                    "%s: has no training cell of %s, which %s is tested on: they can only be named "
+                    "wrong",
+                    source,
+                    ", ".join(absent),
+                    name,
+                )
 
 
 def _leaks(data: Data, indexes: Sequence[FieldIndex], split: Split) -> list[str]:

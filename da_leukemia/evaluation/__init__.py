@@ -37,7 +37,9 @@ __all__ = [
 EVALUATOR_VERSION = "1"
 """Raised with every change that changes a number. Scores of two versions are not comparable."""
 
-DETAILS = frozenset({"attributes", "as_released", "reliability"})
+DETAILS = frozenset(
+    {"attributes", "as_released", "reliability", "abstention", "confusion", "intervals"}
+)
 """Entries of a result that hold tables; their headline scores stand beside them as numbers."""
 
 ARTEFACT = "none"

@@ -14,7 +14,7 @@ from da_leukemia.errors import ConfigError, did_you_mean
 _GROUPS = 32
 
 
-def _group_norms(network: nn.Module) -> int:
+def group_norms(network: nn.Module) -> int:
     """Replace every BatchNorm in place, its scale, shift and activation kept; return how many."""
     replaced = 0
     for parent in list(network.modules()):
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
                     "set detector.pretrained=false to train from random weights"
                 ) from error
             probe.load_state_dict(weights)
-        if norm == "group" and not _group_norms(probe):
+        if norm == "group" and not group_norms(probe):
             raise ConfigError(
                 f"detector.norm: {name!r} has no BatchNorm that GroupNorm could replace; leave "
                 "detector.norm=batch"

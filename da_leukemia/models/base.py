@@ -147,6 +147,8 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
     Attributes:
         kind: its name in the settings.
         region_channels: length of `region_features`.
+        exclusive: whether a cell is of one class alone (softmax), or each is asked for on its own.
+        most_cells: how many there can be in one image.
 
     Args:
         backbone: the feature extractor, one map per stride.
@@ -165,6 +167,8 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
 
     kind: str
     region_channels: int
+    exclusive = False
+    most_cells = 10_000
 
     def __init__(
         self,

@@ -14,16 +14,25 @@ from da_leukemia.labels import LabelSpace
 from da_leukemia.models.attridet import AttriDetHead
 from da_leukemia.models.backbone import Backbone
 from da_leukemia.models.base import AnyDetector
+from da_leukemia.models.classifier import CellBackbone, CellClassifier
 from da_leukemia.models.faster_rcnn import FasterRCNN
+from da_leukemia.models.losses import CellLoss
 from da_leukemia.models.one_stage import OneStageDetector
 
 
-def build_detector(settings: Detector, space: LabelSpace) -> AnyDetector:
+def build_detector(settings: Detector, space: LabelSpace, size: int = 224) -> AnyDetector:
     """Build the detector, with random weights unless the settings say otherwise.
+
+    Args:
+        settings: its settings.
+        space: label space.
+        size: side of the network's input, which a classifier may be bound to.
 
     Raises:
         ConfigError: unknown backbone, missing stride, unreadable or unsuitable weights.
     """
+    if settings.kind == "classifier":
+        return _build_classifier(settings, space, size)
     backbone = Backbone(
         settings.backbone, tuple(sorted(settings.strides)), settings.pretrained, settings.norm
     )
@@ -49,24 +58,47 @@ def build_detector(settings: Detector, space: LabelSpace) -> AnyDetector:
     return detector
 
 
-def check_settings(settings: Detector) -> None:
+def _build_classifier(settings: Detector, space: LabelSpace, size: int) -> AnyDetector:
+    given = dataclasses.asdict(settings.classifier)
+    del given["sampling"]
+    classifier = CellClassifier(
+        CellBackbone(settings.backbone, size, settings.pretrained, settings.norm),
+        len(space.classes),
+        space.attribute_sizes,
+        size=size,
+        attribute_weight=settings.attribute_weight,
+        attribute_settings=settings.attributes,
+        loss=CellLoss(given.pop("loss"), **given),
+    )
+    if settings.init_from:
+        load_weights(classifier, Path(settings.init_from))
+    return classifier
+
+
+def check_settings(settings: Detector, size: int = 224) -> None:
     """Build the backbone without weights, to learn early what cannot be.
 
     Raises:
         ConfigError: the backbone, its strides or the start weights do not exist.
     """
+    if settings.init_from and not Path(settings.init_from).is_file():
+        raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
+    if settings.kind == "classifier":
+        CellBackbone(settings.backbone, size, norm=settings.norm)
+        return
     strides = tuple(sorted(settings.strides))
     if len(set(strides)) != len(strides):
         raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
     backbone = Backbone(settings.backbone, strides, norm=settings.norm)
     if settings.attributes.head == "attridet" and settings.attribute_weight > 0:
         backbone.also(AttriDetHead.shallow, "detector.attributes.head=attridet")
-    if settings.init_from and not Path(settings.init_from).is_file():
-        raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
 
 
 def load_weights(detector: AnyDetector, path: Path) -> None:
     """Start from the tested weights of an earlier run; what does not fit by shape is left out.
+
+    A detector takes over the backbone of a classifier and the other way round: timm only writes
+    ``stages_0`` for ``stages.0`` where it cuts a network into feature maps.
 
     Raises:
         ConfigError: no such file, no checkpoint of ours, or nothing in it fits.
@@ -80,7 +112,9 @@ def load_weights(detector: AnyDetector, path: Path) -> None:
     prefix = "ema.model." if any(k.startswith("ema.model.") for k in state) else "detector."
     given = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     own = detector.state_dict()
-    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    alike = {k.replace(".", "_"): k for k in own}
+    named = {k if k in own else alike.get(k.replace(".", "_"), k): v for k, v in given.items()}
+    fitting = {k: v for k, v in named.items() if k in own and own[k].shape == v.shape}
     if not fitting:
         raise ConfigError(f"detector.init_from: {path}: none of its weights fit this detector")
     detector.load_state_dict(fitting, strict=False)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from da_leukemia.data.batches import Targets
+
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
     """Quality focal loss, element-wise (Li et al., GFL, NeurIPS 2020, eq. 6).
@@ -87,3 +89,74 @@ def class_balanced_weights(counts: Tensor, beta: float = 0.999) -> Tensor:
     weights = torch.where(number > 0, (1 - beta) / (1 - beta ** number.clamp(min=1)), 0.0)
     weights = weights * ((number > 0).sum() / weights.sum().clamp(min=1e-12))
     return torch.where((counts < 0).any(), torch.ones_like(weights), weights).float()
+
+
+class CellLoss:
+    """How the label of a single cell is learned.
+
+    Args:
+        kind: "cross_entropy"; "class_balanced", weighted by the effective number of cells of a
+            class (Cui et al., CVPR 2019); "logit_adjusted", with the log of the class's share
+            added to its logit (Menon et al., ICLR 2021); "focal" (Lin et al., ICCV 2017).
+        beta: of the effective number, ``(1 - beta^n) / (1 - beta)``.
+        tau: factor of the log share.
+        gamma: exponent of the focal loss.
+        smoothing: share of a label that is spread over all classes of its device.
+        conflicts: what a cell with several labels teaches: "soft" all of them alike, "own" the
+            first, "skip" nothing.
+    """
+
+    def __init__(
+        self,
+        kind: str = "cross_entropy",
+        *,
+        beta: float = 0.999,
+        tau: float = 1.0,
+        gamma: float = 2.0,
+        smoothing: float = 0.0,
+        conflicts: str = "soft",
+    ) -> None:
+        self.kind = kind
+        self.beta = beta
+        self.tau = tau
+        self.gamma = gamma
+        self.smoothing = smoothing
+        self.conflicts = conflicts
+
+    def __call__(self, logits: Tensor, targets: Targets, allowed: Tensor, counts: Tensor) -> Tensor:
+        """Return the mean over cells of known type, 0 without any.
+
+        Args:
+            logits: ``(B, C)`` float32, far below all others for classes that are not allowed.
+            targets: a cell's own label first, then those of its copies.
+            allowed: ``(B, C)`` bool, the classes that a cell's label was chosen from.
+            counts: ``(C,)`` cells of each class in training.
+        """
+        truth, known = self.truth(targets, allowed)
+        share = counts / counts.sum().clamp(min=1)
+        if self.kind == "logit_adjusted":
+            logits = logits + self.tau * share.clamp(min=1e-12).log()
+        log = logits.log_softmax(-1)
+        each = -truth * log
+        if self.kind == "focal":
+            each = each * (1 - log.exp()).pow(self.gamma)
+        if self.kind == "class_balanced":
+            weight = class_balanced_weights(counts, self.beta)
+            each = each * weight / (weight * share).sum().clamp(min=1e-12)  # the mean cell weighs 1
+        return (each.sum(-1) * known).sum() / known.sum().clamp(min=1)
+
+    def truth(self, targets: Targets, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the label of each cell as a distribution ``(B, C)``, and which are known."""
+        real = targets.mask & (targets.labels >= 0)
+        known = real[:, 0]
+        if self.conflicts == "skip":
+            known = known & (real.sum(1) == 1)
+        if self.conflicts == "own":
+            real = real & (torch.arange(real.shape[1], device=real.device) == 0)
+        one_hot = F.one_hot(targets.labels.clamp(min=0), allowed.shape[1]) * real.unsqueeze(-1)
+        truth = one_hot.sum(1) * allowed
+        truth = truth / truth.sum(-1, keepdim=True).clamp(min=1)
+        # What is allowed nowhere, as a class of few shots that training was not told of, is out.
+        known = known & truth.any(-1)
+        flat = allowed / allowed.sum(-1, keepdim=True).clamp(min=1)
+        return (1 - self.smoothing) * truth + self.smoothing * flat, known.float()

@@ -9,7 +9,7 @@ from typing import Any
 
 from da_leukemia.config import Experiment
 from da_leukemia.report.areas import areas_markdown, draw_areas
-from da_leukemia.report.contents import HEADLINE, Contents, gather
+from da_leukemia.report.contents import Contents, gather
 from da_leukemia.report.factors import write_factors
 from da_leukemia.report.figures import draw_matrix
 from da_leukemia.report.gap import gap_closed
@@ -85,7 +85,7 @@ def write_contents(contents: Contents, folder: Path) -> Path:
     draw_matrix(contents, folder / "matrix.png", folder / "matrix.svg")
     draw_areas(contents, folder / "areas.png")
     write_ranks(contents.ranks, folder / "ranks.svg")
-    write_factors(contents.costs, HEADLINE, folder / "factors.csv")
+    write_factors(contents.costs, contents.matrix.headline, folder / "factors.csv")
     index = folder / "index.html"
     summed = sum_up(contents)
     (folder / "slides.json").write_text(json.dumps(summed, indent=1) + "\n", encoding="utf-8")

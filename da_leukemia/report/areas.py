@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.contents import Contents
 from da_leukemia.report.headlines import metric_name
 from da_leukemia.report.markup import table
 from da_leukemia.report.tables import DASH, markdown_rows, percent, score
 from da_leukemia.sweep.matrix import Matrix, Row
 from da_leukemia.sweep.names import FAIR, area_of, without_area
-
-METRICS = (HEADLINE, "attribute_f1")
 
 HOW_TO_READ = (
     "Training and validation fields were annotated inside random patches of this share of their "
@@ -74,10 +72,14 @@ def _cell(row: Row | None, whole: float | None) -> str:
     return f"{score(row.value)} ({percent(row.value / whole)})" if whole else score(row.value)
 
 
+def _metrics(matrix: Matrix) -> tuple[str, ...]:
+    return (matrix.headline, "attribute_f1")
+
+
 def areas_markdown(contents: Contents) -> list[str]:
     """Return the tables as lines of Markdown; none where areas do not vary."""
     lines: list[str] = []
-    for metric in METRICS:
+    for metric in _metrics(contents.matrix):
         if found := curves(contents.matrix, metric):
             header, rows = _table(found)
             lines += ["", f"## {metric_name(metric)} against annotated area", "", HOW_TO_READ, ""]
@@ -89,7 +91,7 @@ def areas_section(contents: Contents) -> str:
     """Return the tables as HTML; empty where areas do not vary."""
     parts = [
         f"<h3>{metric_name(metric)}</h3>{table(*_table(found), words=2)}"
-        for metric in METRICS
+        for metric in _metrics(contents.matrix)
         if (found := curves(contents.matrix, metric))
     ]
     return f"<p>{HOW_TO_READ}</p>{''.join(parts)}" if parts else ""
@@ -99,7 +101,8 @@ def draw_areas(contents: Contents, path: Path) -> None:
     """Write the curves as PNG, a row of panels per metric; nothing where areas do not vary."""
     from matplotlib.figure import Figure
 
-    drawn = [(m, found) for m in METRICS if (found := curves(contents.matrix, m))]
+    metrics = _metrics(contents.matrix)
+    drawn = [(m, found) for m in metrics if (found := curves(contents.matrix, m))]
     if not drawn:
         return
     places = list(dict.fromkeys(c.place for _, found in drawn for c in found))

@@ -22,7 +22,12 @@ PICTURES = 6
 
 MOST_PICTURES = 120
 
-TYPES_HEADER = ("cell type", "cells", "AP50", "AP50-95")
+TYPES = {
+    "ap50": {"ap50": "AP50", "ap50_95": "AP50-95"},
+    "balanced_accuracy": {"f1": "F1", "recall": "recall", "precision": "precision"},
+}
+"""By headline: what is told of each cell type, and its title."""
+
 ATTRIBUTES_HEADER = ("attribute", "cells", "F1", "balanced accuracy")
 
 
@@ -97,9 +102,10 @@ def _tables(depth: Depth) -> str:
             )
         return listed
 
-    types = rows("per_class", "ap50", "ap50_95")
+    told = TYPES[depth.row.metric]
+    types = rows("per_class", *told)
     looks = rows("per_attribute", "f1", "balanced_accuracy")
-    shown = [(TYPES_HEADER, types)] + ([(ATTRIBUTES_HEADER, looks)] if looks else [])
+    shown = [(("cell type", "cells", *told.values()), types), (ATTRIBUTES_HEADER, looks)]
     return f'<div class="pair">{"".join(table(h, r, words=1) for h, r in shown if r)}</div>'
 
 
@@ -128,9 +134,10 @@ def _moved(depth: Depth, changes: list[Moved], drawn: list[Moved]) -> str:
     if not depth.twins or not changes:
         return ""
     gained = sum(c.gained for c in changes)
+    were, are = ("misnamed", "named") if depth.single_cells else ("missed", "found")
     said = (
-        f"In the sample fields {counted(gained, 'cell')} moved from missed to found by adaptation, "
-        f"{len(changes) - gained} from found to missed (detections from a score of {MIN_SCORE})."
+        f"In the sample fields {counted(gained, 'cell')} moved from {were} to {are} by adaptation, "
+        f"{len(changes) - gained} from {are} to {were} (detections from a score of {MIN_SCORE})."
     )
     figures = []
     for change in drawn:
@@ -141,7 +148,7 @@ def _moved(depth: Depth, changes: list[Moved], drawn: list[Moved]) -> str:
         except OSError as error:
             figures.append(f"<figcaption class='warn'>{escape(error)}</figcaption>")
             continue
-        alt = f"{name} in {change.sample.name}, found after adaptation"
+        alt = f"{name} in {change.sample.name}, {are} after adaptation"
         figures.append(
             f'<figure><img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
             f"<figcaption>{escape(name)}</figcaption></figure>"

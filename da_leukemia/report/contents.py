@@ -24,9 +24,6 @@ from da_leukemia.sweep.plan import make_plan
 MOST = 6
 """Methods that are drawn: a page or a picture of thirty matrices is read by nobody."""
 
-HEADLINE = "ap50"
-"""The metric of the headline, the gap table and the picture."""
-
 
 @dataclass(frozen=True)
 class Missing:
@@ -148,17 +145,18 @@ def gather(
         methods=list(dict.fromkeys(job.method_name for job in jobs)),
         devices=list(experiment.data.domains),
     )
+    metric = matrix.headline
     found = [_on_target(r) for r in found]  # the rest is in the matrix, and large
     gap = gap_closed(
-        matrix, HEADLINE, gains(bootstrap, found, HEADLINE), shares(bootstrap, found, HEADLINE)
+        matrix, metric, gains(bootstrap, found, metric), shares(bootstrap, found, metric)
     )
     added = None
     if any(matrix.twin(m) != matrix.reference(m) for m in matrix.adapted):
-        paired = gains(bootstrap, found, HEADLINE, alike=True)
-        closed = shares(bootstrap, found, HEADLINE, alike=True)
-        added = gap_closed(matrix, HEADLINE, paired, closed, alike=True)
-    costs = factor_costs(bootstrap, found, HEADLINE)
-    depths = open_cells(bootstrap, matrix, gap, found, HEADLINE)
+        paired = gains(bootstrap, found, metric, alike=True)
+        closed = shares(bootstrap, found, metric, alike=True)
+        added = gap_closed(matrix, metric, paired, closed, alike=True)
+    costs = factor_costs(bootstrap, found, metric)
+    depths = open_cells(bootstrap, matrix, gap, found, metric)
     bootstrap.save()
     by_run = {r.run: r for r in found}
     return Contents(
@@ -169,7 +167,7 @@ def gather(
         matrix=matrix,
         gap=gap,
         added=added,
-        ranks=ranks_of(matrix, HEADLINE),
+        ranks=ranks_of(matrix, metric),
         costs=costs,
         depths=depths,
     )

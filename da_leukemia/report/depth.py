@@ -27,13 +27,18 @@ class Depth:
         results: its runs, by seed.
         twins: the runs without adaptation that they are compared with, by seed.
         curve: precision over recall at IoU 0.5, mean over classes and seeds; empty where no
-            records are left.
+            records are left, and of single cells, which nobody has to find.
     """
 
     row: Row
     results: Sequence[Result]
     twins: Mapping[int, Result]
     curve: Curve
+
+    @property
+    def single_cells(self) -> bool:
+        """Whether there was nothing to find, only cells to name."""
+        return self.row.metric == "balanced_accuracy"
 
     @property
     def cells(self) -> int:
@@ -75,7 +80,7 @@ def open_cells(
 
 def _curve(bootstrap: Bootstrap, runs: Sequence[Result], test: str) -> Curve:
     paths = [p for r in runs if (p := r.records(test)) is not None]
-    if len(paths) < len(runs) or any(not r.metrics(test).get("per_class") for r in runs):
+    if len(paths) < len(runs) or any(r.metrics(test).get("ap50") is None for r in runs):
         return []
     key = bootstrap.key("precision over recall", paths, runs[0])
     return list(bootstrap.lookup(key, partial(_draw_curve, runs, test)).values())

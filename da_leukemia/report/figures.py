@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.contents import Contents
 from da_leukemia.report.headlines import METRIC_MEANINGS, metric_name
 from da_leukemia.report.tables import percent
 from da_leukemia.sweep.matrix import View
@@ -48,19 +48,20 @@ def text_on(rgb: Iterable[float]) -> str:
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.06 else "#111111"
 
 
-def draw_matrix(contents: Contents, *paths: Path, metric: str = HEADLINE) -> None:
+def draw_matrix(contents: Contents, *paths: Path, metric: str | None = None) -> None:
     """Write the heat maps of one metric, a method each, on one colour scale.
 
     Args:
         contents: what is reported.
         paths: files to write, ``.png`` or ``.svg`` (with text as text).
-        metric: what the cells show.
+        metric: what the cells show; by default the headline's.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     matrix = contents.matrix
+    metric = metric or matrix.headline
     views = [v for v in (matrix.view(m, metric) for m in contents.shown) if v.cells]
     if not views:
         figure = Figure(figsize=(6, 2))
@@ -89,7 +90,7 @@ def draw_matrix(contents: Contents, *paths: Path, metric: str = HEADLINE) -> Non
         axes = figure.add_axes((x / width, y / height, wide / width, high / height))
         _heat_map(axes, view, top, size, turn, first=i % across == 0)
         note = "adapted" if view.adapted else "calibrated" if calibration_of(view.method) else ""
-        if metric == HEADLINE and closed.get(view.method) is not None:
+        if metric == matrix.headline and closed.get(view.method) is not None:
             note += f"; gap closed: {percent(closed[view.method])}"
         elif note:
             note += " to the test device"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from da_leukemia.config import devices_of
 from da_leukemia.report.gap import Gain, Pair
-from da_leukemia.report.intervals import Bootstrap, Bounds, Difference, labelled_in, table_of
+from da_leukemia.report.intervals import Bootstrap, Bounds, Difference, scored, table_of
 from da_leukemia.sweep.matrix import Result, Run
 from da_leukemia.sweep.names import calibration_of, reference_of, uncalibrated
 
@@ -150,14 +150,13 @@ def _draw_gain(bootstrap: Bootstrap, runs: _Runs, test: str) -> Bounds:
 
 
 def _test(runs: _Runs, test: str, metric: str) -> Bounds:
-    from da_leukemia.evaluation.detection import MatchTable
     from da_leukemia.evaluation.paired import randomization_test
     from da_leukemia.evaluation.records import load_records
 
     pairs = []
     for mine, twin in zip(runs.mine, runs.twin, strict=True):
         records = [*load_records(_only(mine, test)), *load_records(_only(twin, test))]
-        pairs.append(_Mixture(MatchTable.build(records, labelled_in(mine, test)), metric))
+        pairs.append(_Mixture(scored(records, mine, test), metric))
     outcome = randomization_test(pairs, PERMUTATIONS)
     return {metric: (outcome.p, outcome.difference)}
 

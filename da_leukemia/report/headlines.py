@@ -19,6 +19,11 @@ METRIC_NAMES = {
     "ap50_without_none": "AP50 without none",
     "map50_as_released": "mAP50, as released",
     "attribute_f1_as_released": "Attribute F1, as released",
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro-F1",
+    "aurc": "Error over coverage (AURC)",
+    "open_set_auroc": "Open-set AUROC",
 }
 METRIC_MEANINGS = {
     "ap50": "average precision at IoU 0.5, mean over cell types",
@@ -35,8 +40,14 @@ METRIC_MEANINGS = {
     "map50_as_released": "as YOLOv5 computes it; to compare with AttriDet's published mAP50",
     "attribute_f1_as_released": "binary F1 of six attributes, a missed cell costs nothing; to "
     "compare with AttriDet's published F1",
+    "balanced_accuracy": "mean recall over cell types",
+    "accuracy": "share of cells that are named right",
+    "macro_f1": "F1, mean over cell types",
+    "aurc": "mean error over all shares of cells that could be answered, the surest first; lower "
+    "is better",
+    "open_set_auroc": "how well certainty tells known types from others; 0.5 is chance",
 }
-LOWER_IS_BETTER = frozenset({"ece", "attribute_ece"})
+LOWER_IS_BETTER = frozenset({"ece", "attribute_ece", "aurc"})
 
 
 def metric_name(metric: str) -> str:

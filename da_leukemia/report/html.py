@@ -7,11 +7,12 @@ from dataclasses import replace
 from importlib import resources
 from urllib.parse import quote
 
+from da_leukemia.config import chosen_detectors
 from da_leukemia.errors import counted
 from da_leukemia.report.areas import areas_section
 from da_leukemia.report.attributes import attributes_section
 from da_leukemia.report.cells import anchor, cells_section
-from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.contents import Contents
 from da_leukemia.report.depth import Depth
 from da_leukemia.report.factors import factors_section
 from da_leukemia.report.figures import colour, top_of_scale
@@ -49,6 +50,7 @@ def page(contents: Contents, summed: Summed) -> str:
         contents: what is reported.
         summed: the slides, see `sum_up`.
     """
+    headline = contents.matrix.headline
     sections = [
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
         ("published", "Beside published numbers", published_section(contents)),
@@ -60,7 +62,11 @@ def page(contents: Contents, summed: Summed) -> str:
             "Which method is better, over all changes of device",
             ranks_section(contents.ranks),
         ),
-        ("factors", "What each optical factor costs", factors_section(contents.costs, HEADLINE)),
+        (
+            "factors",
+            "What each optical factor costs",
+            factors_section(contents.costs, headline),
+        ),
         (
             "selection",
             "Which epoch is reported, and what another choice would give",
@@ -107,9 +113,11 @@ def _head(contents: Contents, links: str) -> str:
         counted(len(experiment.seeds), "seed"),
         f"label space {escape(experiment.data.label_space)}",
     ]
+    cells = any(d.kind == "classifier" for d in chosen_detectors(experiment).values())
+    what = "classifier of single cells" if cells else "detector of white blood cells"
     about = (
-        "A detector of white blood cells is trained on the photographs of one device and tested "
-        f"on every device. {', '.join(size)}."
+        f"A {what} is trained on the photographs of one device and tested on every device. "
+        f"{', '.join(size)}."
     )
     lines = [f"<h1>{breakable(experiment.name)}</h1>", f'<p class="soft">{about}</p>']
     lines += [f"<nav>{links}</nav>", _figures(contents)]
@@ -122,16 +130,17 @@ def _head(contents: Contents, links: str) -> str:
 
 def _figures(contents: Contents) -> str:
     method, best = reference_method(contents.matrix), contents.gap.best
+    headline = contents.matrix.headline
     cards: list[tuple[str, str]] = []
     if method is not None:
-        view = contents.matrix.view(method, HEADLINE)
-        name = metric_name(HEADLINE)
+        view = contents.matrix.view(method, headline)
+        name = metric_name(headline)
         for same, where in ((True, "on the device it was trained on"), (False, "on another one")):
             if (mean := view.mean(same)) is not None:
                 cards.append((score(mean), f"{name} {where}, not adapted"))
     if best is not None:
-        mean = contents.matrix.view(best.method, HEADLINE).mean(same=False)
-        cards.append((score(mean), f"{metric_name(HEADLINE)} on another one with {best.method}"))
+        mean = contents.matrix.view(best.method, headline).mean(same=False)
+        cards.append((score(mean), f"{metric_name(headline)} on another one with {best.method}"))
         cards.append((percent(best.ratio_of_means), "of the gap to the oracle closed"))
     shown = "".join(
         f"<div><b>{escape(big)}</b><span>{breakable(small)}</span></div>" for big, small in cards
@@ -149,7 +158,7 @@ def _matrices(contents: Contents) -> str:
         views = [contents.matrix.view(m, metric) for m in contents.shown]
         views = [v for v in views if v.cells]
         name, mark = escape(metric_name(metric)), f'class="metric" data-metric="{escape(metric)}"'
-        if metric == HEADLINE:
+        if metric == contents.matrix.headline:
             parts.append(f"<div {mark}>{_metric(metric, views, opened)}</div>")
         else:
             body = _metric(metric, views, {})
@@ -162,7 +171,7 @@ def _switch(contents: Contents) -> str:
     groups: dict[str, list[str]] = {}
     for metric in contents.matrix.metrics:
         kind = "as released" if metric.endswith("as_released") else "strict"
-        chosen = " selected" if metric == HEADLINE else ""
+        chosen = " selected" if metric == contents.matrix.headline else ""
         option = f'<option value="{escape(metric)}"{chosen}>{escape(metric_name(metric))}</option>'
         groups.setdefault(kind, []).append(option)
     metrics = "".join(

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from da_leukemia.labels import LABEL_SPACES
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.matrix import HEADLINES, Result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from da_leukemia.evaluation.bootstrap import Interval, Resamplable
+    from da_leukemia.evaluation.records import FieldRecord
 
 VERSION = 2
 """Raised when an interval of the same records would come out otherwise."""
@@ -97,7 +98,7 @@ class Bootstrap:
 
     def __call__(self, results: Sequence[Result], test: str) -> Bounds:
         """Return metric -> (low, high) for one result per seed, tested on one device."""
-        results = [r for r in results if r.metrics(test).get("ap50") is not None]
+        results = [r for r in results if any(r.metrics(test).get(m) is not None for m in HEADLINES)]
         if any(r.run.target not in ("", test) for r in results):
             return {}
         paths = [r.records(test) for r in results]
@@ -134,7 +135,7 @@ class Bootstrap:
     def _draw(self, results: Sequence[Result], paths: Sequence[Path], test: str) -> Bounds:
         tables = [table_of(p, r, test, True) for p, r in zip(paths, results, strict=True)]
         means = {}
-        for metric in ("ap50", "attribute_f1"):
+        for metric in (*HEADLINES, "attribute_f1"):
             values = [r.metrics(test).get(metric) for r in results]
             if None not in values:
                 means[metric] = math.fsum(v for v in values if v is not None) / len(values)
@@ -166,14 +167,20 @@ def labelled_in(result: Result, test: str) -> list[int]:
     return [classes.index(name) for name in result.metrics(test)["per_class"]]
 
 
+def scored(records: Sequence[FieldRecord], result: Result, test: str) -> Resamplable:
+    """Return records of a result, or of several tested on the same, as a table of its headline."""
+    from da_leukemia.evaluation.headline import headline_table
+
+    return headline_table(records, result.metrics(test), result.content["classes"])
+
+
 def table_of(path: Path, result: Result, test: str, attributes: bool) -> Resamplable:
     """Return the records of one result as a table that can be resampled."""
     from da_leukemia.evaluation.attributes import AttributeTable
-    from da_leukemia.evaluation.detection import MatchTable
     from da_leukemia.evaluation.records import load_records
 
     records = load_records(path)
-    tables: list[Resamplable] = [MatchTable.build(records, labelled_in(result, test))]
+    tables: list[Resamplable] = [scored(records, result, test)]
     space = LABEL_SPACES.get(str(result.content.get("label_space"))) if attributes else None
     if space is not None:
         both = (AttributeTable.build(records, space, given_boxes=given) for given in (False, True))

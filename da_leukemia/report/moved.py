@@ -31,7 +31,7 @@ def moved(depth: Depth) -> Iterator[Moved]:
     """Yield the true cells of the sample fields that adaptation found or lost, gained ones first.
 
     Found: a detection from the score that samples are drawn from overlaps by IoU 0.5, whatever it
-    is called.
+    is called; of single cells: it is called what the cell is.
     """
     pairs = []
     for result in depth.results:
@@ -43,7 +43,7 @@ def moved(depth: Depth) -> Iterator[Moved]:
     for gained in (True, False):
         for sample, other in pairs:
             one, two = (sample, other) if gained else (other, sample)
-            found, missed = _found(one), _found(two)
+            found, missed = (_found(s, depth.single_cells) for s in (one, two))
             if len(found) == len(missed):
                 for i, (a, b) in enumerate(zip(found, missed, strict=True)):
                     if a and not b:
@@ -56,10 +56,14 @@ def _samples(result: Result, test: str) -> list[Sample]:
     return read_samples(result.folder / "samples" / f"{test}.json")
 
 
-def _found(sample: Sample) -> list[bool]:
-    """Return of each true cell whether a shown detection lies on it."""
+def _found(sample: Sample, named: bool) -> list[bool]:
+    """Return of each true cell whether a shown detection lies on it, and is ``named`` right."""
     return [
-        any(overlap(truth["box"], finding.box) >= 0.5 for finding in sample.findings)
+        any(
+            overlap(truth["box"], finding.box) >= 0.5
+            and (not named or finding.type == truth["type"])
+            for finding in sample.findings
+        )
         for truth in sample.truths
     ]
 

@@ -120,8 +120,11 @@ def _device_cells(name: str, device: Calibration) -> list[str]:
 def details_section(contents: Contents) -> str:
     """Scores by cell type and by attribute."""
     parts = []
+    of_types = ("per_class", "ap50", "Cell type (AP50)")
+    if contents.matrix.headline == "balanced_accuracy":
+        of_types = ("per_class", "f1", "Cell type (F1)")
     for section, key, title in (
-        ("per_class", "ap50", "Cell type (AP50)"),
+        of_types,
         ("per_attribute", "f1", "Attribute (macro-F1 on found cells)"),
     ):
         rows, header = _breakdown(contents, section, key, title.split(" (")[0])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 from da_leukemia.report import factors, ranks
-from da_leukemia.report.contents import HEADLINE, Contents
+from da_leukemia.report.contents import Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
 from da_leukemia.sweep.matrix import Matrix, Row, View
@@ -53,8 +53,9 @@ def score(value: float | None, signed: bool = False) -> str:
 # --- terminal --------------------------------------------------------------------------------
 
 
-def render_text(matrix: Matrix, metric: str = HEADLINE) -> str:
-    """Return the matrix of one metric and the gap summary for a terminal."""
+def render_text(matrix: Matrix, metric: str | None = None) -> str:
+    """Return the matrix of one metric, the headline's by default, and the gap summary."""
+    metric = metric or matrix.headline
     if not matrix.rows:
         return "No result yet: the matrix is empty."
     lines = [f"{metric_name(metric)} (rows: trained on, columns: tested on)"]
@@ -249,7 +250,7 @@ def latex(contents: Contents) -> str:
     """Return a booktabs table for each of matrix, gap, ranks and factors; needs ``booktabs``."""
     gap, costs = contents.gap, contents.costs
     name = tex(contents.experiment.name)
-    metric = tex(metric_name(HEADLINE))
+    metric = tex(metric_name(contents.matrix.headline))
     if not contents.matrix.rows:
         return f"% {name}: there is no result yet\n"
     parts = [rf"% {name}. In the preamble: \usepackage{{booktabs}}", *_tex_matrix(contents)]
@@ -264,7 +265,8 @@ def latex(contents: Contents) -> str:
         parts += ["", *_tex_table(contents, "gap", caption, columns, header, rows)]
     if contents.ranks is not None:
         caption = tex(
-            f"Average ranks by {metric_name(HEADLINE)}. " + " ".join(contents.ranks.notes)
+            f"Average ranks by {metric_name(contents.matrix.headline)}. "
+            + " ".join(contents.ranks.notes)
         )
         rows = ranks.rank_rows(contents.ranks)
         header = [h.capitalize() for h in ranks.RANKS_HEADER]
@@ -299,13 +301,14 @@ def _tex_table(
 
 def _tex_matrix(contents: Contents) -> list[str]:
     matrix = contents.matrix
+    metric = tex(metric_name(matrix.headline))
     lines = [
         *(r"\begin{table}", r"\centering"),
-        rf"\caption{{{tex(metric_name(HEADLINE))} with 95\,\% bootstrap intervals. Rows: trained "
-        rf"on; columns: tested on. In brackets: \texttt{{{tex(FAIR)}}}.}}",
+        rf"\caption{{{metric} with 95\,\% bootstrap intervals. Rows: trained on; columns: tested "
+        rf"on. In brackets: \texttt{{{tex(FAIR)}}}.}}",
         rf"\label{{tab:{contents.experiment.name}-matrix}}",
     ]
-    views = [v for v in (matrix.view(m, HEADLINE) for m in matrix.methods) if v.cells]
+    views = [v for v in (matrix.view(m, matrix.headline) for m in matrix.methods) if v.cells]
     tests = views[0].tests if views else ()
     lines += [rf"\begin{{tabular}}{{ll{'c' * len(tests)}}}", r"\toprule"]
     lines += [_tex_line(["Method", "Trained on", *tests])]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from da_leukemia.config import devices_of
 from da_leukemia.evaluation.bootstrap import Interval, hierarchical_interval
-from da_leukemia.evaluation.detection import MatchTable
+from da_leukemia.evaluation.headline import headline_table
 from da_leukemia.evaluation.records import load_records
 from da_leukemia.sweep.ledger import written
 
@@ -24,6 +24,34 @@ REPLICATES = 300
 
 UNKNOWN_LICENCE = "not stated; set `data.domains.DEVICE.licence`"
 SIMULATED_LICENCE = "rendered by this package (Apache-2.0), no patient"
+
+
+class Shown(NamedTuple):
+    """What a card says of a kind of model.
+
+    Attributes:
+        model: what it is.
+        headline: name of the score that has an interval.
+        name: the same for people.
+        attributes: name of the score of the attributes.
+    """
+
+    model: str
+    headline: str
+    name: str
+    attributes: str
+
+
+DETECTOR = Shown("Detector of white blood cells", "ap50", "AP50", "attribute_f1")
+CLASSIFIER = Shown(
+    "Classifier of single white blood cells",
+    *("balanced_accuracy", "balanced accuracy", "attribute_f1_true_boxes"),
+)
+
+
+def shown_of(result: Mapping[str, Any]) -> Shown:
+    """Return what the card of a result says."""
+    return CLASSIFIER if result["config"]["detector"].get("kind") == "classifier" else DETECTOR
 
 
 def write_card(folder: Path, result: Mapping[str, Any]) -> Path:
@@ -45,20 +73,19 @@ def write_card(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def intervals(folder: Path, result: Mapping[str, Any]) -> dict[str, Interval]:
-    """Return the interval of AP50 over patients (fields where there are none) by device.
+    """Return the interval of the headline score by device, over patients or else fields.
 
     A device without records, or with one patient only, has none.
     """
     found = {}
-    classes = list(result["classes"])
     for device, test in result["tests"].items():
         path = folder / str(test.get("records") or "")
         if not path.is_file():
             continue
-        labelled = [classes.index(name) for name in test["metrics"]["per_class"]]
-        table = MatchTable.build(load_records(path), labelled)
+        table = headline_table(load_records(path), test["metrics"], result["classes"])
         if len(set(table.groups)) > 1:
-            interval = hierarchical_interval([table], replicates=REPLICATES)["ap50"]
+            drawn = hierarchical_interval([table], replicates=REPLICATES)
+            interval = drawn[shown_of(result).headline]
             if np.isfinite([interval.low, interval.high]).all():
                 found[device] = interval
     return found
@@ -69,9 +96,9 @@ def model_card(result: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
 
     Args:
         result: whole content of a ``result.json``.
-        found: intervals of AP50 by device.
+        found: intervals of the headline score by device.
     """
-    config = result["config"]
+    config, shown = result["config"], shown_of(result)
     sources, target = devices_of(result["source"]), result.get("target")
     domains, data = config["data"]["domains"], result.get("data") or {}
     few = int(config["method"].get("target_labels") or 0)
@@ -89,7 +116,7 @@ def model_card(result: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
             f"# {result['method']}: {result['source']}{f' to {target}' if target else ''}, "
             f"seed {result['seed']}",
             "",
-            f"Detector of white blood cells (da_leukemia {result['versions']['da_leukemia']}, "
+            f"{shown.model} (da_leukemia {result['versions']['da_leukemia']}, "
             f"backbone {backbone}, {config['trainer']['steps']} steps, images of "
             f"{config['data']['image_size']} px).",
             "",
@@ -107,9 +134,9 @@ def model_card(result: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
             "(fields where a device names none). The report of the sweep has other metrics and "
             "the spread over seeds.",
             "",
-            "| tested on | AP50 | 95 % interval | attribute F1 | fields | cells |",
+            f"| tested on | {shown.name} | 95 % interval | attribute F1 | fields | cells |",
             "|---|---|---|---|---|---|",
-            *(_row(d, t["metrics"], found.get(d)) for d, t in result["tests"].items()),
+            *(_row(shown, d, t["metrics"], found.get(d)) for d, t in result["tests"].items()),
             "",
             "## Data",
             "",
@@ -153,29 +180,29 @@ def _licence(domain: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return SIMULATED_LICENCE if simulated else UNKNOWN_LICENCE
 
 
-def _row(device: str, metrics: Mapping[str, Any], interval: Interval | None) -> str:
+def _row(shown: Shown, device: str, metrics: Mapping[str, Any], interval: Interval | None) -> str:
     def number(name: str) -> str:
         value = metrics.get(name)
         return "-" if value is None else f"{value:.3f}"
 
     ends = "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
-    cells = (number("ap50"), ends, number("attribute_f1"))
+    cells = (number(shown.headline), ends, number(shown.attributes))
     return f"| {device} | {' | '.join(cells)} | {metrics['fields']} | {metrics['boxes']} |"
 
 
 def _limits(result: Mapping[str, Any], sources: Sequence[str], unseen: Sequence[str]) -> list[str]:
     """Say what the numbers show of the limits."""
-    scores = {
-        d: v for d, t in result["tests"].items() if (v := t["metrics"].get("ap50")) is not None
-    }
+    shown = shown_of(result)
+    known = {d: t["metrics"].get(shown.headline) for d, t in result["tests"].items()}
+    scores = {device: value for device, value in known.items() if value is not None}
     lines = ["- Devices that are not in the table above: no score is known, expect a loss."]
     own = [scores[d] for d in sources if d in scores]
     others = {d: v for d, v in scores.items() if d not in sources}
     if own and others:
         worst = min(others, key=lambda d: others[d])
         lines.append(
-            f"- Weakest on {worst}: AP50 {others[worst]:.3f}, against {sum(own) / len(own):.3f} on "
-            "the device it was trained on."
+            f"- Weakest on {worst}: {shown.name} {others[worst]:.3f}, against "
+            f"{sum(own) / len(own):.3f} on the device it was trained on."
         )
     rare = sorted(
         {

@@ -219,7 +219,7 @@ def check_detector(experiment: Experiment) -> None:
     from da_leukemia.models.factory import check_settings
 
     for detector in chosen_detectors(experiment).values():
-        check_settings(detector)
+        check_settings(detector, experiment.data.image_size)
 
 
 def report(experiment: Experiment) -> None:

@@ -21,7 +21,7 @@ from da_leukemia.config import Job, devices_of
 from da_leukemia.evaluation.detection import detection_metrics
 from da_leukemia.evaluation.pseudo import pseudo_label_quality
 from da_leukemia.evaluation.records import FieldRecord
-from da_leukemia.sweep.prediction import Fields, predict_domain, prepared_for
+from da_leukemia.sweep.prediction import Fields, evaluate_domain, predict_domain, prepared_for
 from da_leukemia.tasks.detection import DetectionTask
 from da_leukemia.tasks.epochs import KeepEpochs, epoch_path, label_free_scores
 
@@ -112,7 +112,7 @@ def _judged(task: DetectionTask, fields: Fields) -> dict[str, Any]:
                 seen = (images.searched(views[i : i + batch]) for i in range(0, len(views), batch))
                 scores[device] = label_free_scores(task.tested, seen)
         if device in job.tests:
-            tests[device] = _ap50(predict_domain(task, fields, device), fields, device)
+            tests[device] = _score(predict_domain(task, fields, device), fields, device)
     return {"source_validation": _validated(task, fields), "scores": scores, "tests": tests}
 
 
@@ -122,12 +122,16 @@ def _validated(task: DetectionTask, fields: Fields) -> float | None:
     for device in [] if job.method.source_free else devices_of(job.source):
         if len(fields.part(device, "validation")):
             records = predict_domain(task, fields, device, "validation")
-            found.append(_ap50(records, fields, device))
+            found.append(_score(records, fields, device))
     known = [value for value in found if value is not None]
     return fmean(known) if known else None
 
 
-def _ap50(records: Sequence[FieldRecord], fields: Fields, device: str) -> float | None:
+def _score(records: Sequence[FieldRecord], fields: Fields, device: str) -> float | None:
+    """Return the headline's score: AP50, or the balanced accuracy of single cells."""
+    if fields.job.detector.kind == "classifier":
+        value = evaluate_domain(records, fields, device)["balanced_accuracy"]
+        return None if value is None else float(value)
     scores = detection_metrics(records, fields.space.classes, fields.labelled(device))
     return None if math.isnan(scores.ap50) else scores.ap50
 

@@ -26,6 +26,8 @@ COLUMNS = (
     *("value", "low", "high", "seeds", "fields"),
 )
 _UNKNOWN = (math.nan, math.nan)
+HEADLINES = ("ap50", "balanced_accuracy")
+"""The metric that a report is about: of a detector, of a classifier of single cells."""
 DIGITS = 6
 """Decimals of every number in the matrix, so that a CSV read back is the same matrix."""
 
@@ -175,6 +177,11 @@ class Matrix:
         """Metrics that have a value somewhere."""
         present = {r.metric for r in self.rows}
         return tuple(m for m in (*METRICS, *sorted(present - set(METRICS))) if m in present)
+
+    @cached_property
+    def headline(self) -> str:
+        """The metric of the headline, the gap table and the picture."""
+        return next((m for m in HEADLINES if m in self.metrics), HEADLINES[0])
 
     @cached_property
     def compared(self) -> tuple[str, ...]:

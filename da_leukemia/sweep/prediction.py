@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from da_leukemia.data.images import Store
 from da_leukemia.data.preparation import Preparation
 from da_leukemia.data.sparse import learned
 from da_leukemia.errors import DataError
-from da_leukemia.evaluation import ClassLookup, fit_lookup
+from da_leukemia.evaluation import ClassLookup, evaluate, fit_lookup
+from da_leukemia.evaluation.classification import evaluate_cells
 from da_leukemia.evaluation.records import FieldRecord
 from da_leukemia.labels import LabelSpace, get_label_space
 from da_leukemia.sweep.facts import Facts
@@ -71,6 +73,14 @@ def predict_domain(
         raise DataError(f"{domain}: no field to test on; see data.split")
     with prepared_for(task, fields, domain):
         return task.predict_fields(data.searches(fields.job.trainer.batch_size), data)
+
+
+def evaluate_domain(records: Sequence[FieldRecord], fields: Fields, domain: str) -> dict[str, Any]:
+    """Score the records of a device as its task asks, for ``result.json``."""
+    labelled = fields.labelled(domain)
+    if fields.job.detector.kind == "classifier":
+        return evaluate_cells(records, fields.space, labelled, fields.lookup)
+    return evaluate(records, fields.space, labelled, fields.lookup)
 
 
 @contextlib.contextmanager

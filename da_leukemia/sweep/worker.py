@@ -21,13 +21,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.config import Job, Trainer, devices_of, load_job
+from da_leukemia.data.cells.sampling import known_cells
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
 from da_leukemia.data.few import few_labelled
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.data.images import open_store
 from da_leukemia.data.preparation import preparations
 from da_leukemia.errors import UserError
-from da_leukemia.evaluation import evaluate
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.files import replacing
 from da_leukemia.labels import get_label_space
@@ -39,9 +39,10 @@ from da_leukemia.sweep.card import write_card
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
 from da_leukemia.sweep.ledger import RESULT_VERSION, job_folder, write_json, written
 from da_leukemia.sweep.plan import adapts_after_training, source_model
-from da_leukemia.sweep.prediction import Fields, predict_domain
+from da_leukemia.sweep.prediction import Fields, evaluate_domain, predict_domain
 from da_leukemia.sweep.provenance import code_version, device_name, peak_memory, versions
 from da_leukemia.tasks.callbacks import JobLog
+from da_leukemia.tasks.classification import CellClassification
 from da_leukemia.tasks.detection import DetectionTask
 from da_leukemia.tasks.samples import learned_attributes, sample_fields
 
@@ -248,11 +249,10 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
     prepared = preparations(job.data, facts.devices, job.source)
     store = open_store(job.data, [facts.indexes[d] for d in wanted], prepared)
     fields = Fields(job, facts, prepared, store)
-    space = get_label_space(job.data.label_space)
     tested = {}
     for domain in wanted:
         records = predict_domain(task, fields, domain)
-        metrics = evaluate(records, space, fields.labelled(domain), fields.lookup)
+        metrics = evaluate_domain(records, fields, domain)
         tested[domain] = Tested(records, fields.part(domain, "test").fields, metrics)
     return tested
 
@@ -302,13 +302,15 @@ def build_task(job: Job, scaled: bool = False, source_classes: Sequence[int] = (
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling every fresh tensor with NaN is for finding bugs, and costs a seventh of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    detector = build_detector(job.detector, get_label_space(job.data.label_space))
+    space = get_label_space(job.data.label_space)
+    detector = build_detector(job.detector, space, job.data.image_size)
     if job.trainer.compile:
         detector.compile()
     augmentation = job.augmentation
     if scaled:
         augmentation = dataclasses.replace(augmentation, scale=job.data.calibration.jitter)
-    return DetectionTask(
+    task_of = CellClassification if job.detector.kind == "classifier" else DetectionTask
+    return task_of(
         detector.to(memory_format=torch.channels_last),
         build_components(job.method, detector),
         trainer=job.trainer,
@@ -341,6 +343,9 @@ def _train(
         for name in devices_of(job.source)
         if not job.method.source_free
     ]
+    if isinstance(task, CellClassification):
+        source = [known_cells(index) for index in source]
+        common["balanced"] = job.detector.classifier.sampling == "balanced"
     if job.target is not None and job.method.target_labels:
         split, count = fields.facts.split, job.method.target_labels
         common["few"] = few_labelled(indexes[job.target], split, count, job.seed)
@@ -356,6 +361,8 @@ def _train(
     else:
         data = DomainDataModule(source, **common)
     task.validation = data.parts["validation"]
+    if isinstance(task, CellClassification) and not job.method.source_free:
+        task.know(data.parts["train"].fields)
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
     length = -(-job.trainer.steps // job.trainer.epoch_steps)
@@ -453,7 +460,7 @@ def test_domains(
         by_key = {f.key: f for f in indexes[domain].fields}
         samples = sample_fields(records, by_key, space)
         write_json(folder / "samples" / f"{domain}.json", samples)
-        metrics = evaluate(records, space, fields.labelled(domain), fields.lookup)
+        metrics = evaluate_domain(records, fields, domain)
         tests[domain] = {
             "metrics": metrics,
             "records": str(path),

@@ -160,6 +160,8 @@ def _features(
     """
     boxes, labels = found.boxes[:, :CELLS].float(), found.labels[:, :CELLS]
     scores = found.scores[:, :CELLS].float() * found.mask[:, :CELLS]
+    if network.exclusive:  # one cell and no ground
+        return maps[0].flatten(1).float(), labels[:, 0], scores[:, 0]
     size = ((boxes[..., 2:] - boxes[..., :2]) * scores.unsqueeze(-1)).sum((0, 1))
     half = (size / scores.sum().clamp(min=1e-6)).clamp(side / 32, side / 2) / 2
     centre = (torch.arange(GROUND, device=boxes.device) + 0.5) * (side / GROUND)

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
-from da_leukemia.data.readers import coco, images, leukemiaattri, m5, raabin, sparse, voc, yolo
+from da_leukemia.data.readers import (
+    cells,
+    coco,
+    images,
+    leukemiaattri,
+    m5,
+    raabin,
+    sparse,
+    voc,
+    yolo,
+)
 from da_leukemia.data.readers.source import DomainSource
 from da_leukemia.errors import ConfigError, did_you_mean
 from da_leukemia.labels import LabelSpace
@@ -43,6 +53,7 @@ READERS: dict[str, Reader] = {
     "voc": Reader(voc.read, voc.list_domains),
     "yolo": Reader(yolo.read, yolo.list_domains),
     "raabin": Reader(raabin.read, raabin.list_domains),
+    "cells": Reader(cells.read, cells.list_domains),
     "images": Reader(images.read, images.list_domains),
 }
 """Formats by name, in the order in which they are tried by `detect_format`."""

@@ -46,6 +46,11 @@ KINDS: dict[str, tuple[str, str]] = {
         "a cell is called by a name that this project does not know; it is read as of unknown "
         "type. Rename it in the label file",
     ),
+    "unknown_class_folder": (
+        "error",
+        "a folder of single cells is called by no cell type that this project knows, so its images "
+        "are left out; rename it, or move it out of the data set",
+    ),
     "patch_unusable": (
         "error",
         "the annotated patch is empty or outside its image, so nobody knows which part of the "
@@ -207,6 +212,29 @@ KINDS: dict[str, tuple[str, str]] = {
     "duplicate_image": (
         "warning",
         "images of one domain have identical bytes; they must not be divided by a split",
+    ),
+    "junk_file": (
+        "warning",
+        "a file beside the cells is no image (hidden, empty or of another kind) and is skipped",
+    ),
+    "open_set_cell": (
+        "warning",
+        "cells of a type that this label space does not have are kept apart: never learned, and "
+        "at test only looked at to see whether the network is less sure of them",
+    ),
+    "cell_in_several_folders": (
+        "warning",
+        "one picture of a cell is in folders of different types; all of them are kept as its "
+        "labels (detector.cells.conflicts says how they are learned)",
+    ),
+    "duplicate_cell": (
+        "warning",
+        "pictures of cells that are the same (equal bytes, or equal to the eye); a split keeps "
+        "them together",
+    ),
+    "attributes_without_image": (
+        "warning",
+        "a row of attributes names a picture that is not there; the row is left out",
     ),
     "patient_leak": (
         "warning",

@@ -23,6 +23,7 @@ class DomainSource:
         patient_pattern: regular expression with a group ``patient``, searched in the file name,
             where the files carry no patient.
         patch_order: how the patch columns of Sparse-LeukemiaAttri are read; "auto" finds out.
+        folders: single cells: the folders below ``root`` that are read; None reads all.
     """
 
     domain: str
@@ -31,6 +32,7 @@ class DomainSource:
     classes: tuple[str, ...] | None = None
     patient_pattern: str | None = None
     patch_order: str = "auto"
+    folders: tuple[str, ...] | None = None
 
     def patient_regex(self) -> re.Pattern[str] | None:
         """Compile ``patient_pattern``.

@@ -1,0 +1,417 @@
+"""A sweep of single cells is a sweep like any other: jobs, twins, matrix, report."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from cells_kit import five_types, picture, put
+
+from da_leukemia.adaptation.settings import COMPONENTS, Method
+from da_leukemia.config import (
+    Attributes,
+    Classifier,
+    Data,
+    Detector,
+    Domain,
+    Experiment,
+    Job,
+    Selection,
+    Split,
+    Trainer,
+    complete,
+    load_experiment,
+    save_job,
+    shipped,
+)
+from da_leukemia.config.files import load_method
+from da_leukemia.data.preflight import preflight
+from da_leukemia.errors import ConfigError
+from da_leukemia.evaluation.records import load_records
+from da_leukemia.labels import LINEAGE, MATEK19, MLL23
+from da_leukemia.report import write_report
+from da_leukemia.sweep import worker
+from da_leukemia.sweep.ledger import collect
+from da_leukemia.sweep.plan import make_plan
+
+NOT_FOR_CELLS = {"confmix", "daca", "epm", "few_shot", "harmonious_teacher", "mixstyle"}
+FOR_CELLS = (
+    *("adabn", "aldi_pp", "cdan", "coral", "dann", "fda", "mean_teacher", "mic", "mmd"),
+    *("prototypes", "recommended", "reinhard", "source_free_teacher", "tent"),
+)
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory):
+    """Two devices of the same five types; the phone is darker, and has open-set cells."""
+    root = tmp_path_factory.mktemp("cells")
+    five_types(root / "lab", cells=12)
+    five_types(root / "phone", cells=8, seed=70_000, light=0.7)
+    for n in range(20):
+        put(root / "phone" / "erythroblast" / f"e_{n}.png", picture(900 + n, (240, 240, 60)))
+    return root
+
+
+@pytest.fixture
+def make(devices, tmp_path):
+    def make_(method, target=None, seed=0, trainer=None, classifier=None, **rest):
+        budget = {"steps": 4, "epoch_steps": 2, "batch_size": 6, "validate_every": 1}
+        settings = {"method_name": "m", "source": "lab", "tests": ["lab", "phone"]}
+        own = Classifier(**(classifier or {}))
+        return Job(
+            method=method,
+            target=target,
+            seed=seed,
+            data=Data(
+                root=str(devices),
+                label_space="wbc5",
+                image_size=32,
+                cache_dir=str(tmp_path / "cache"),
+                domains={n: Domain(format="cells") for n in ("lab", "phone")},
+                split=Split(test=0.3, validation=0.2),
+            ),
+            detector=Detector(kind="classifier", backbone="mobilenetv3_small_050", classifier=own),
+            augmentation=Experiment().augmentation,
+            trainer=Trainer(**(budget | {"accelerator": "cpu"} | (trainer or {}))),
+            **(settings | rest),
+        )
+
+    return make_
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run_(job, name=None):
+        folder = tmp_path / "sweep" / "jobs" / (name or job.hash)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_job(job, folder / "config.yaml")
+        worker.run_job(folder)
+        return folder
+
+    return run_
+
+
+def weights(folder):
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {k: v for k, v in state.items() if k.startswith(("detector.", "ema."))}
+
+
+def same(one, other):
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def scores_of(folder):
+    return {d: t["metrics"] for d, t in worker.read_result(folder)["tests"].items()}
+
+
+def test_a_job_leaves_every_score_of_the_cells(make, run):
+    folder = run(make(Method(), selection=Selection(every=1)))
+    scores = scores_of(folder)
+    for metrics in scores.values():
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "aurc"):
+            assert 0 <= metrics[name] <= 1
+        confusion = np.array(metrics["confusion"])
+        assert confusion.sum() == metrics["boxes"]
+        right = np.diag(confusion).sum() / confusion.sum()
+        assert metrics["accuracy"] == pytest.approx(right)
+        low, high = metrics["intervals"]["balanced_accuracy"]
+        assert low <= metrics["balanced_accuracy"] <= high
+    assert scores["lab"]["open_set_auroc"] is None
+    assert scores["phone"]["open_set_cells"] > 0
+    assert 0 <= scores["phone"]["open_set_auroc"] <= 1
+    records = load_records(folder / "records" / "phone.npz")
+    assert len(records) == scores["phone"]["fields"] > scores["phone"]["boxes"]
+    assert records[0].scores.sum() == pytest.approx(1, abs=1e-5)
+    epochs = worker.read_result(folder)["epochs"]
+    assert [e["epoch"] for e in epochs] == [1, 2]
+    assert epochs[-1]["tests"]["phone"] == pytest.approx(scores["phone"]["balanced_accuracy"])
+    with (folder / "metrics.csv").open() as file:
+        assert "val/balanced_accuracy" in next(csv.reader(file))
+    card = (folder / "checkpoints" / "MODEL_CARD.md").read_text()
+    assert "Classifier of single white blood cells" in card
+    assert f"| phone | {scores['phone']['balanced_accuracy']:.3f} |" in card
+    again = worker.evaluate_job(folder)
+    assert again["phone"]["confusion"] == scores["phone"]["confusion"]
+
+
+def test_attributes_that_nobody_labelled_are_neither_learned_nor_answered(make, run):
+    job = make(Method(), trainer={"steps": 2})
+    job.data.label_space = "pbc8"
+    result = worker.read_result(run(job))
+    told = result["attributes_learned"]
+    assert len(told) == 11
+    assert not any(entry["answered"] or any(entry["cells"].values()) for entry in told.values())
+    assert result["tests"]["phone"]["metrics"]["attribute_f1_true_boxes"] is None
+
+
+@pytest.mark.parametrize("name", FOR_CELLS)
+def test_every_preset_that_means_something_trains_on_cells(name, make, run):
+    method = load_method(name)
+    for component in method.components:  # so that the teachers' part begins at once
+        if "burn_in" in COMPONENTS[component["name"]].__dataclass_fields__:
+            component |= {"burn_in": 0.0, "ramp": 0.0}
+        if "threshold" in COMPONENTS[component["name"]].__dataclass_fields__:
+            component["threshold"] = 0.05
+    adapts = bool(method.components) or method.target_labels > 0
+    job = make(method, target="phone" if adapts else None, trainer={"steps": 2})
+    assert scores_of(run(job))["phone"]["balanced_accuracy"] is not None
+
+
+@pytest.mark.parametrize("name", sorted(NOT_FOR_CELLS))
+def test_presets_that_mean_nothing_on_cells_are_refused_with_the_reason(name, devices):
+    experiment = Experiment(methods=[name], detector=Detector(kind="classifier"))
+    experiment.data.domains = {n: Domain(format="cells") for n in ("lab", "phone")}
+    with pytest.raises(ConfigError, match=rf"methods: '{name}' cannot run on .*classifier: \w+"):
+        complete(experiment)
+
+
+def test_a_component_of_weight_zero_is_the_source_only_twin_to_the_last_bit(make, run):
+    zero = Method(components=[{"name": "adversarial", "weight": 0.0}])
+    assert same(run(make(Method()), "a"), run(make(zero, target="phone"), "b"))
+
+
+def test_the_labels_of_the_target_cannot_be_reached(make, run, monkeypatch):
+    method = Method(
+        components=[
+            {"name": "adversarial"},
+            {"name": "mmd", "threshold": 0.05},
+            {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.05},
+        ]
+    )
+    honest = run(make(method, target="phone"), "honest")
+    from da_leukemia.data import experiment
+    from da_leukemia.data.readers import read_domain
+
+    def shuffled(source, fmt, space, folder):
+        del folder
+        index = read_domain(source, fmt, space)
+        if source.domain == "phone":
+            for f in index:
+                f.labels[:] = (f.labels + 2) % 5
+        return index
+
+    monkeypatch.setattr(experiment, "read_cached", shuffled)
+    assert same(honest, run(make(method, target="phone"), "shuffled"))
+    assert not same(honest, run(make(method, target="phone", seed=1), "seed"))
+
+
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(make, run, monkeypatch):
+    settings = {"sampling": "balanced", "loss": "logit_adjusted", "smoothing": 0.1}
+    method = Method(components=[{"name": "mean_teacher", "burn_in": 0.0, "threshold": 0.05}])
+    job = make(method, "phone", classifier=settings)
+    whole = run(job, "whole")
+
+    def stop(task):
+        if task.global_step > 2:
+            raise RuntimeError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.CellClassification, "on_train_epoch_end", stop)
+        with pytest.raises(RuntimeError, match="cut off"):
+            run(job, "cut")
+    assert same(whole, run(job, "cut"))
+
+
+def test_plan_matrix_and_report_speak_of_cells(devices, tmp_path, make, run):
+    experiment = Experiment(
+        name="cells",
+        runs_dir=str(tmp_path),
+        data=make(Method()).data,
+        detector=make(Method()).detector,
+        trainer=make(Method()).trainer,
+        sources=["lab"],
+        targets=["phone"],
+        methods=["fair_source_only", "dann"],
+        twins=["fair", "oracle"],
+    )
+    complete(experiment)
+    results = []
+    plan = make_plan(experiment)
+    for job in plan:
+        folder = tmp_path / "cells" / "jobs" / job.hash
+        folder.mkdir(parents=True)
+        save_job(job, folder / "config.yaml")
+        worker.run_job(folder)
+        results.append(json.loads((folder / "result.json").read_text()))
+    assert len(results) == 3
+    index = write_report(experiment, results, tmp_path / "report")
+    text = (tmp_path / "report" / "matrix.md").read_text()
+    assert (
+        text.index("## Balanced accuracy")
+        < text.index("## Accuracy")
+        < text.index("## Gap closed (Balanced")
+    )
+    assert "AP50" not in text
+    page = index.read_text()
+    assert "classifier of single cells" in page
+    assert "Cell type (F1)" in page
+    rows = list(csv.DictReader((tmp_path / "report" / "matrix.csv").open()))
+    cell = next(
+        r
+        for r in rows
+        if (r["method"], r["metric"], r["test"]) == ("dann", "balanced_accuracy", "phone")
+    )
+    assert float(cell["low"]) <= float(cell["value"]) <= float(cell["high"])
+    assert all(f">{title}</th>" in page for title in ("recall", "precision"))  # behind the cells
+    assert "Precision over recall" not in page
+    assert any((r["method"], r["test"]) == ("dann", "lab") for r in rows)
+    # Read in part, as a large sweep is, there is no other report.
+    write_report(experiment, collect(experiment.folder, plan), tmp_path / "parts")
+    for name in ("matrix.csv", "matrix.md", "index.html"):
+        whole, parts = (tmp_path / folder / name for folder in ("report", "parts"))
+        assert parts.read_bytes() == whole.read_bytes()
+
+
+# --- what is refused or warned of ---------------------------------------------------------------
+
+
+def problems_of(**settings):
+    experiment = Experiment(**settings)
+    with pytest.raises(ConfigError) as raised:
+        complete(experiment)
+    return raised.value.problems
+
+
+def domains(**settings):
+    data = Data(label_space="wbc5", image_size=33)
+    data.domains = {"a": Domain(**settings), "b": Domain(**settings)}
+    return data
+
+
+def test_cells_and_fields_are_not_taken_for_each_other():
+    cells, fields = Detector(kind="classifier"), Detector()
+    one, _ = problems_of(data=domains(format="coco"), detector=cells)
+    assert one.startswith("data.domains.a: the classifier names single cells; set crop=0.15")
+    found = problems_of(data=domains(format="cells"), detector=fields)
+    assert "data.domains.b: shows single cells" in "\n".join(found)
+    found = problems_of(data=domains(format="cells", crop=0.1), detector=cells)
+    assert "data.domains.a.crop: its images are single cells already" in found[0]
+    found = problems_of(data=domains(format="coco", crop=-0.1), detector=cells)
+    assert "expected a margin of 0 or more" in found[0]
+
+
+def test_what_only_fields_or_detectors_have_is_refused():
+    cells = Detector(kind="classifier", attributes=Attributes(head="attridet"))
+    found = problems_of(data=domains(format="cells"), detector=cells)
+    assert any("detector.attributes.head: attridet reads maps" in p for p in found)
+    plain = Detector(kind="classifier")
+    (found,) = problems_of(data=domains(format="cells"), detector=plain, sparse=[1.0, 0.1])
+    assert found.startswith("sparse: leaves out cells by where they lie in a field")
+    found = problems_of(
+        data=domains(format="cells"),
+        detectors={"cells": plain, "boxes": Detector(strides=[3])},
+    )
+    assert "set detectors.boxes.kind=classifier" in found[0]
+    assert not any("detectors.cells" in p for p in found)
+
+
+def test_numbers_of_the_classifier_are_checked():
+    own = Classifier(smoothing=1.0, beta=1.5)
+    found = problems_of(
+        data=domains(format="cells"), detector=Detector(kind="classifier", classifier=own)
+    )
+    assert len(found) == 2
+    assert "detector.classifier.beta: expected a number from 0 to below 1, got 1.5" in found[0]
+    found = problems_of(data=domains(format="coco"), detector=Detector(classifier=own))
+    assert any("detector.classifier: means nothing for kind one_stage" in p for p in found)
+
+
+def test_a_class_that_is_tested_and_absent_from_training_is_warned_of(devices, tmp_path, caplog):
+    four = tmp_path / "data" / "four"
+    five_types(four, cells=6)
+    for path in (four / "basophil").iterdir():
+        path.unlink()
+    five_types(tmp_path / "data" / "five", cells=6, seed=500)
+    data = domains(format="cells")
+    data.root, data.cache_dir, data.image_size = str(tmp_path / "data"), str(tmp_path / "c"), 32
+    data.domains = {n: Domain(format="cells") for n in ("four", "five")}
+    experiment = Experiment(data=data, detector=Detector(kind="classifier"), sources=["four"])
+    complete(experiment)
+    preflight(experiment)
+    assert "four: has no training cell of basophil (2), which five is tested on" in caplog.text
+
+
+def test_settings_of_the_classifier_decide_its_job_and_no_detectors(make):
+    base = make(Method())
+    other = make(Method(), classifier={"smoothing": 0.1})
+    assert base.hash != other.hash
+    base.detector.channels = 7  # of the pyramid, which a classifier has not
+    assert base.hash == make(Method()).hash
+    base.detector.attributes.loss = "asymmetric"
+    assert base.hash != make(Method()).hash
+
+
+# --- the shipped experiments ---------------------------------------------------------------------
+
+
+def simulated(experiment_name, root):
+    """Write drawn cells in the folders that a shipped experiment asks for."""
+    if experiment_name == "mll23":
+        for k, name in enumerate(MLL23.classes):
+            for n in range(4):
+                put(root / "MLL23" / name / name / f"{n}.tif", picture(10 * k + n))
+        for k, (code, _) in enumerate(MATEK19.aliases):
+            for n in range(4):
+                path = root / "AML-Cytomorphology_LMU" / code.upper() / f"{code}_{n}.tiff"
+                put(path, picture(9000 + 10 * k + n))
+    else:
+        for n, part in enumerate(("Raabin/Train", "Raabin/TestA", "Raabin/TestB", "LISC", "BCCD")):
+            five_types(root / part, cells=6, seed=10_000 * n, light=1 - 0.1 * n)
+    return root
+
+
+@pytest.mark.parametrize("name", ["mll23", "wbc_domain_shift"])
+def test_shipped_experiments_run_on_simulated_cells(name, tmp_path):
+    root = simulated(name, tmp_path / "data")
+    small = ["detector.backbone=mobilenetv3_small_050", "detector.pretrained=false"]
+    small += ["detector.norm=batch", "data.image_size=32", "trainer=smoke", "trainer.workers=0"]
+    small += [] if name != "mll23" else ["data.split.test=0.5"]
+    small += ["seeds=[0]", f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}"]
+    small += ["trainer.accelerator=cpu", "data.image_cache=memory", f"runs_dir={tmp_path}"]
+    experiment = load_experiment(shipped("experiments") / f"{name}.yaml", small)
+    preflight(experiment)
+    job = make_plan(experiment)[0]
+    folder = tmp_path / name / "jobs" / job.hash
+    folder.mkdir(parents=True)
+    save_job(job, folder / "config.yaml")
+    worker.run_job(folder)
+    scores = scores_of(folder)
+    assert list(scores) == experiment.tests
+    assert all(s["balanced_accuracy"] is not None for s in scores.values())
+    if name == "mll23":
+        assert len(scores["MLL23"]["per_class"]) == 18
+        assert scores["matek"]["open_set_cells"] > 0
+    else:  # all that lie in test folders, and all of what is tested on alone
+        assert [s["fields"] for s in scores.values()] == [30, 30, 30, 30]
+        write_report(experiment, collect(experiment.folder, [job]), tmp_path / "report")
+        rows = list(csv.DictReader((tmp_path / "report" / "published.csv").open()))
+        lisc = next(r for r in rows if (r["test"], r["system"]) == ("lisc", "vit"))
+        assert float(lisc["value"]) == 69.77
+        ours = next(r for r in rows if (r["test"], r["system"]) == ("lisc", job.method_name))
+        assert float(ours["value"]) == pytest.approx(100 * scores["lisc"]["accuracy"], abs=0.01)
+
+
+def test_cells_are_cut_out_of_the_simulators_fields_and_named(smears, tmp_path):
+    overrides = [f"data.root={smears}", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/c"]
+    path = tmp_path / "cells.yaml"
+    path.write_text(
+        "data: {label_space: lineage, image_size: 32, domains: {"
+        "H_100X_C2: {format: leukemiaattri, crop: 0.1},"
+        "L_100X_C2: {format: leukemiaattri, crop: 0.1}}}\n"
+        "detector: {kind: classifier, backbone: mobilenetv3_small_050}\n"
+        "sources: [H_100X_C2]\ntrainer: {accelerator: cpu}\n"
+    )
+    experiment = load_experiment(path, [*overrides, "trainer=smoke"])
+    (job,) = make_plan(experiment)
+    folder = tmp_path / "sweep" / "jobs" / job.hash
+    folder.mkdir(parents=True)
+    save_job(job, folder / "config.yaml")
+    worker.run_job(folder)
+    scores = scores_of(folder)["L_100X_C2"]
+    assert scores["boxes"] > 10
+    assert scores["attribute_f1_true_boxes"] is not None
+    assert set(scores["per_attribute"]) == {a.name for a in LINEAGE.attributes}
