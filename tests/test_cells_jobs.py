@@ -294,6 +294,14 @@ def test_cells_and_fields_are_not_taken_for_each_other():
     assert "expected a margin of 0 or more" in found[0]
 
 
+def test_settings_that_a_classifier_does_not_have_are_refused():
+    for key, value in {"channels": 7, "attribute_gradient": 0.5, "nms_iou": 0.1}.items():
+        (found,) = problems_of(
+            data=domains(format="cells"), detector=Detector(kind="classifier", **{key: value})
+        )
+        assert f"detector.{key}: means nothing for kind classifier" in found
+
+
 def test_what_only_fields_or_detectors_have_is_refused():
     cells = Detector(kind="classifier", attributes=Attributes(head="attridet"))
     found = problems_of(data=domains(format="cells"), detector=cells)

@@ -31,6 +31,12 @@ from da_leukemia.config.schema import (
 from da_leukemia.errors import did_you_mean
 from da_leukemia.labels import LABEL_SPACES
 
+_OF_FINDING = (
+    *("channels", "depth", "strides", "two_stage", "attribute_gradient"),
+    *("score_threshold", "nms_iou", "max_detections"),
+)
+"""Settings of a detector that a classifier of single cells does not have."""
+
 _MOST_PATCHES = 64
 """Patches of a field; with more there is no patch left that holds a cell."""
 
@@ -222,6 +228,12 @@ def _check_cells_for(experiment: Experiment, detector: Detector, where: str) -> 
             f"{where}.attributes.head: attridet reads maps of a detector's backbone; kind "
             "classifier reads attributes from its one vector: use head: ours"
         )
+    plain = Detector()
+    found += [
+        f"{where}.{key}: means nothing for kind classifier, in which nothing is found"
+        for key in _OF_FINDING
+        if getattr(detector, key) != getattr(plain, key)
+    ]
     limits = {"beta": (0, 1), "smoothing": (0, 1), "tau": (0, 10), "gamma": (0, 10)}
     found += [
         f"{where}.classifier.{key}: expected a number from {low} to below {high}, got "

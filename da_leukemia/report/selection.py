@@ -10,6 +10,7 @@ from da_leukemia.config import devices_of
 from da_leukemia.errors import counted
 from da_leukemia.evaluation.label_free import SCORERS
 from da_leukemia.report.contents import Contents
+from da_leukemia.report.headlines import metric_name
 from da_leukemia.report.markup import escape, table
 from da_leukemia.report.tables import DASH, markdown_rows, score
 from da_leukemia.sweep.selection import (
@@ -24,13 +25,14 @@ from da_leukemia.sweep.selection import (
     selected,
 )
 
-COLUMNS = ("method", "source", "target", "seed", "test", "selection", "epoch", "ap50")
+COLUMNS = ("method", "source", "target", "seed", "test", "selection", "epoch")
+"""Of ``selection.csv``, before the headline metric, which has its own name."""
 
 NOT_LEGAL = " (not a legal choice)"
 
 HOW_TO_READ = (
     "Runs were recorded at several epochs, and each rule picks one of them without training again. "
-    "The table shows the mean AP50 of the epochs that a rule picks, over cells: a run on one "
+    "The table shows the mean {metric} of the epochs that a rule picks, over cells: a run on one "
     "device that it was not trained on. A rule is worth using where it beats last and its rank "
     "correlation to the truth is high (Spearman; 1: it ranks as the truth does, 0: no better than "
     "chance, below 0: it misleads), both within runs, over the epochs of one training, and between "
@@ -39,10 +41,10 @@ HOW_TO_READ = (
 )
 RULES = {
     LAST: "no choice: the epoch at which the budget ends",
-    VALIDATION: "the best AP50 on the source's validation fields",
+    VALIDATION: "the best {metric} on the source's validation part",
     **{name: f"label-free: {meaning}" for name, meaning in SCORERS.items()},
     CONSENSUS: f"label-free: the mean of the ranks that the {len(SCORERS)} scorers give",
-    ORACLE: "the best true AP50: no legal choice, it only shows how much a choice could matter",
+    ORACLE: "the best true {metric}: no legal choice, it only shows how much a choice could matter",
 }
 CHOICE_HEADER = ("method", "cells", *(s + NOT_LEGAL * (s == ORACLE) for s in SELECTIONS))
 
@@ -73,9 +75,9 @@ def _choice_rows(found: Sequence[Choice]) -> list[list[str]]:
     return rows
 
 
-def _correlation_rows(found: Sequence[Choice]) -> tuple[list[str], list[list[str]]]:
+def _correlation_rows(found: Sequence[Choice], metric: str) -> tuple[list[str], list[list[str]]]:
     tests = sorted({c.test for c in found})
-    header = ["rank correlation to true AP50", "within runs", "between runs"]
+    header = [f"rank correlation to true {metric}", "within runs", "between runs"]
     header += [f"between runs on {test}" for test in tests]
     rows = []
     for judge, value in correlations(found).items():
@@ -95,12 +97,16 @@ def selection_section(contents: Contents) -> str:
     told = f"<p>{escape(_told(contents, found))}</p>"
     if not found:
         return told
-    rules = "".join(f"<li><b>{n}</b>: {escape(meaning)}.</li>" for n, meaning in RULES.items())
+    metric = metric_name(contents.matrix.headline)
+    rules = "".join(
+        f"<li><b>{n}</b>: {escape(meaning.format(metric=metric))}.</li>"
+        for n, meaning in RULES.items()
+    )
     return (
-        f"<p>{escape(HOW_TO_READ)}</p><ul class='said'>{rules}</ul>{told}"
+        f"<p>{escape(HOW_TO_READ.format(metric=metric))}</p><ul class='said'>{rules}</ul>{told}"
         + table(CHOICE_HEADER, _choice_rows(found), words=1)
         + "<br>"
-        + table(*_correlation_rows(found), words=1)
+        + table(*_correlation_rows(found, metric), words=1)
     )
 
 
@@ -111,9 +117,11 @@ def selection_markdown(contents: Contents) -> list[str]:
     found = choices(contents.results)
     lines = ["", "## Selection", "", _told(contents, found)]
     if found:
-        lines += ["", HOW_TO_READ, "", *(f"- `{n}`: {told}." for n, told in RULES.items())]
+        metric = metric_name(contents.matrix.headline)
+        rules = (f"- `{n}`: {told.format(metric=metric)}." for n, told in RULES.items())
+        lines += ["", HOW_TO_READ.format(metric=metric), "", *rules]
         lines += ["", *markdown_rows(CHOICE_HEADER, _choice_rows(found))]
-        lines += ["", *markdown_rows(*_correlation_rows(found))]
+        lines += ["", *markdown_rows(*_correlation_rows(found, metric))]
     return lines
 
 
@@ -125,7 +133,7 @@ def write_selection(contents: Contents, path: Path) -> None:
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow([*COLUMNS, contents.matrix.headline])
         for choice in found:
             for rule in SELECTIONS:
                 place = choice.place(rule)
