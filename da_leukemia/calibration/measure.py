@@ -37,8 +37,9 @@ Progress = Callable[[int, int], None]
 
 _Z90 = 1.645
 
-_LAMP = 0.015
-"""Relative error of a lamp's field that stays with many photographs (docs/calibration.md)."""
+_LAMP, _LAMP_SHARE = 0.01, 1 / 6
+"""What stays of a lamp's error with many photographs: so much at least, and so much of the light
+that is lost (docs/calibration.md)."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,8 @@ def _reliable(
     one, other = (np.log(render(half[0], GRID, GRID)[~rim]) for half in known)
     apart = one - other
     apart -= apart.mean(axis=0)  # a field's brightness is its level's, not the lamp's
-    error = float(np.hypot(_Z90 * np.sqrt(np.mean(apart**2)) / 2, _LAMP))
+    random = _Z90 * np.sqrt(np.mean(apart**2)) / 2
+    error = float(np.linalg.norm([random, _LAMP, _LAMP_SHARE * fall]))
     return Quantity(fall, max(0.0, fall - reach), min(1.0, fall + reach)), error
 
 
