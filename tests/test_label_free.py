@@ -101,6 +101,7 @@ class Blobs(torch.nn.Module):
 
     strides = (1,)
     classes = 1
+    exclusive = False
 
     def __init__(self, good):
         super().__init__()
