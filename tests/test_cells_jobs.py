@@ -291,7 +291,9 @@ def test_cells_and_fields_are_not_taken_for_each_other():
     found = problems_of(data=domains(format="cells", crop=0.1), detector=cells)
     assert "data.domains.a.crop: its images are single cells already" in found[0]
     found = problems_of(data=domains(format="coco", crop=-0.1), detector=cells)
-    assert "expected a margin of 0 or more" in found[0]
+    assert "expected a margin as a share of the box" in found[0]
+    found = problems_of(data=domains(format="coco", crop=15), detector=cells)
+    assert all("did you mean 0.15?" in p for p in found)
 
 
 def test_settings_that_a_classifier_does_not_have_are_refused():

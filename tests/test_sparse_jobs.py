@@ -245,7 +245,11 @@ def test_a_method_is_measured_against_the_same_area():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"sparse": [20]}, r"sparse: expected a share of the area above 0 and up to 1, got 20"),
+        (
+            {"sparse": [20]},
+            r"sparse: expected a share of the area above 0 .*, got 20; did you mean 0\.2\?",
+        ),
+        ({"data": {"sparse": {"patches": 4}}}, r"data\.sparse: patches and seed mean nothing"),
         ({"sparse": []}, "sparse: empty"),
         ({"data": {"sparse": {"area": 0.0}}}, r"data\.sparse\.area: expected a share"),
         ({"data": {"sparse": {"patches": 0}}}, r"data\.sparse\.patches: expected 1 to"),

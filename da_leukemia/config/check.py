@@ -23,6 +23,7 @@ from da_leukemia.config.schema import (
     Classifier,
     Detector,
     Experiment,
+    Sparse,
     TwoStage,
     active_components,
     chosen_detectors,
@@ -36,6 +37,9 @@ _OF_FINDING = (
     *("score_threshold", "nms_iou", "max_detections"),
 )
 """Settings of a detector that a classifier of single cells does not have."""
+
+_WIDEST_CROP = 2
+"""Margin around a cell, in boxes; with more it is a field."""
 
 _MOST_PATCHES = 64
 """Patches of a field; with more there is no patch left that holds a cell."""
@@ -173,10 +177,11 @@ def check_cells(experiment: Experiment) -> list[str]:
     """Return what does not fit together of single cells, their classifiers and their settings."""
     domains = experiment.data.domains
     found = [
-        f"data.domains.{name}.crop: expected a margin of 0 or more, as a share of the box, got "
-        f"{domain.crop}"
+        f"data.domains.{name}.crop: expected a margin as a share of the box, "
+        f"0 to {_WIDEST_CROP}, got {domain.crop:g}"
+        + (f"; did you mean {domain.crop / 100:g}?" if domain.crop > _WIDEST_CROP else "")
         for name, domain in domains.items()
-        if domain.crop is not None and domain.crop < 0
+        if domain.crop is not None and not 0 <= domain.crop <= _WIDEST_CROP
     ]
     found += [
         f"data.domains.{name}.crop: its images are single cells already (format cells)"
@@ -311,10 +316,16 @@ def check_sparse(experiment: Experiment) -> list[str]:
     settings, axis = experiment.data.sparse, experiment.sparse
     given = [("data.sparse.area", settings.area), *(("sparse", area) for area in axis or [])]
     found = [
-        f"{where}: expected a share of the area above 0 and up to 1, got {area}"
+        f"{where}: expected a share of the area above 0 and up to 1, got {area:g}"
+        + (f"; did you mean {area / 100:g}?" if 1 < area <= 100 else "")
         for where, area in given
         if not 0 < area <= 1
     ]
+    if axis is None and settings.whole and settings != Sparse():
+        found.append(
+            "data.sparse: patches and seed mean nothing on whole fields; set data.sparse.area, or "
+            "the axis sparse=[0.2]"
+        )
     if axis == []:
         found.append("sparse: empty; name at least one share of the area, 1 for whole fields")
     if axis is not None and not settings.whole:

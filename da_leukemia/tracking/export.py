@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from da_leukemia.config import Experiment, complete
-from da_leukemia.errors import UserError
+from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep.ledger import job_folder, read_result
 from da_leukemia.sweep.plan import label, make_plan, unique
 from da_leukemia.tracking.wandb_run import finish_job, log_summary, start_job
@@ -80,6 +80,12 @@ def export_sweep(
             out.failed.append(label(job))
         else:
             out.logged += 1
+    if not out.logged + out.tracked + len(out.failed):
+        raise UserError(
+            f"{experiment.folder}: none of the {counted(len(jobs), 'job')} of this experiment "
+            "has a result. Were the finished ones run with other settings? Repeat those, or give "
+            "the folder in place of the experiment file"
+        )
     log_summary(experiment, page.parent)
     return out
 

@@ -225,7 +225,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "cell_in_several_folders": (
         "warning",
         "one picture of a cell is in folders of different types; all of them are kept as its "
-        "labels (detector.cells.conflicts says how they are learned)",
+        "labels (detector.classifier.conflicts says how they are learned)",
     ),
     "duplicate_cell": (
         "warning",
