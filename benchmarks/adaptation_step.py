@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import use
 from benchmarks.train_step import make_targets
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.settings import Method
@@ -137,12 +138,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     given = parser.parse_args(arguments)
 
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    name = given.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = use(given.device, given.threads)
     settings = Detector(backbone=given.backbone)
     names = [TWIN, *(p for p in given.presets if p != TWIN)]
     tasks, steppers = {}, {}

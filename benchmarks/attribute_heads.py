@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import use
 from benchmarks.train_step import make_targets
 from da_leukemia.config import Attributes, Detector
 from da_leukemia.data.batches import Targets
@@ -92,12 +93,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: torch's")
     given = parser.parse_args(arguments)
 
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    name = given.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = use(given.device, given.threads)
     torch.manual_seed(0)
     images = torch.rand(given.batch, 3, given.size, given.size).to(device)
     targets = make_targets(given.batch, given.size, given.cells, LEUKEMIAATTRI).to(device)

@@ -33,6 +33,7 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 
+from benchmarks import use
 from da_leukemia.config import Detector
 from da_leukemia.data.batches import Targets
 from da_leukemia.labels import WBC, LabelSpace
@@ -169,12 +170,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--depth", type=int, default=Detector.depth, help="tower depth of ours")
     given = parser.parse_args(arguments)
 
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    name = given.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = use(given.device, given.threads)
     torch.manual_seed(0)
     images = torch.rand(given.batch, 3, given.size, given.size).to(device)
     targets = make_targets(given.batch, given.size).to(device)

@@ -184,6 +184,21 @@ def test_films_of_two_stains_look_more_alike_than_before():
     assert np.abs(densities(MAGENTA) - densities(BROWN)).mean() < 0.5 * apart
 
 
+def test_nearly_one_hue_does_not_mix_the_channels():
+    """A phone's purple film: exactly matched, blue would be taken 1.4 times from red."""
+    purple = stain_matrix(stained((242, 222, 224), (182, 125, 184), (153, 59, 195)))
+    assert np.abs(purple - np.diag(np.diag(purple))).max() < 0.4
+
+
+def test_every_row_of_a_tall_photograph_is_changed_alike():
+    tall = np.tile(np.array([[[150, 130, 150]]], np.uint8), (1200, 2, 1))
+    tall[700] = (90, 60, 120)
+    out = same_colour(tall, BROWN)
+    assert (out[:700] == out[0, 0]).all()
+    assert (out[701:] == out[0, 0]).all()
+    assert (out[700] != out[0, 0]).all()
+
+
 def test_nuclei_of_an_uncertain_colour_are_no_reference():
     vague = tuple(Quantity(v, 0.3 * v, 1.5 * v) for v in (85, 73, 142))
     matrix = stain_matrix(replace(MAGENTA, nucleus_colour=vague))

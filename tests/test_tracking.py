@@ -210,6 +210,13 @@ def test_weights_are_an_artifact_on_request(finished):
     assert [c.path for c in artifact.manifest.contents] == ["last.ckpt"]
 
 
+def test_an_export_with_other_settings_than_the_sweeps_is_said(finished):
+    finished.trainer.steps += 1  # no job of this plan was run
+    with pytest.raises(UserError, match="run with other settings"):
+        export_sweep(finished)
+    assert offline_runs(finished) == []
+
+
 def test_an_export_needs_a_report_and_a_tracker(sweep, finished, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with pytest.raises(UserError, match="disabled"):

@@ -70,8 +70,8 @@ def stain_matrix(calibration: Calibration) -> NDArray[np.float64]:
     """Return what the densities of R, G and B are multiplied by, a ``(3, 3)`` matrix.
 
     It brings the device's red cells to `RED_CELL` and its nuclei to `NUCLEUS`, by least squares
-    with a ridge towards one factor for all channels. Where nuclei are unknown it is that factor,
-    since red cells alone, matched channel by channel, turn nuclei cyan. The identity where
+    with a ridge towards one factor for all channels. Where nuclei are unknown or vague it is that
+    factor, since red cells alone, matched channel by channel, turn nuclei cyan. The identity where
     background or red cells are unknown, or red cells too faint.
     """
     if calibration.background is None or calibration.red_cell_colour is None:

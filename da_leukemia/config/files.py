@@ -104,14 +104,7 @@ def load_method(name: str, near: Path | None = None) -> Method:
     Raises:
         ConfigError: no such method, or a file with problems.
     """
-    path = _find("adaptation", name, near, "methods")
-    content = OmegaConf.to_container(_load_extended(path), resolve=True)
-    assert isinstance(content, dict)
-    given = {str(k): v for k, v in content.items()}
-    problems = list(problems_of(Method, given, f"{path.name}: "))
-    if problems:
-        raise ConfigError(problems)
-    method: Method = _typed(Method, given)
+    method: Method = _load_typed(Method, _find("adaptation", name, near, "methods"))
     return method
 
 
@@ -121,15 +114,18 @@ def load_published(name: str, near: Path | None = None) -> Published:
     Raises:
         ConfigError: no such table, or a file with problems.
     """
-    path = _find("published", name, near, "published")
+    table: Published = _load_typed(Published, _find("published", name, near, "published"))
+    return table
+
+
+def _load_typed(schema: type, path: Path) -> Any:
     content = OmegaConf.to_container(_load_extended(path), resolve=True)
     assert isinstance(content, dict)
     given = {str(k): v for k, v in content.items()}
-    problems = list(problems_of(Published, given, f"{path.name}: "))
+    problems = list(problems_of(schema, given, f"{path.name}: "))
     if problems:
         raise ConfigError(problems)
-    table: Published = _typed(Published, given)
-    return table
+    return _typed(schema, given)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
