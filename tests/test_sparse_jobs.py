@@ -78,13 +78,15 @@ def altered(facts, settings):
     return Facts({**facts.indexes, H: index}, facts.split, facts.devices)
 
 
-def test_what_lies_outside_the_patches_cannot_be_reached(make_job, run, monkeypatch):
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_lies_outside_the_patches_cannot_be_reached(make_job, run, monkeypatch, share):
     """Weights, class lookup, validation: with the forgotten cells deleted, all is the same."""
     method = Method(
         components=[
             {"name": "sparse_teacher", "threshold": 0.011, **AT_ONCE},
             {"name": "cut_paste"},
-        ]
+        ],
+        patch_mosaics=share,
     )
     job = make_job(
         method,

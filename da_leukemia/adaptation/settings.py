@@ -590,6 +590,8 @@ class Method:
             learn from the target's images alone.
         outside: what the part of a source field means that is not annotated: "ignored" teaches
             nothing, "background" that there is no cell (what a detector does that does not know).
+        patch_mosaics: share of the source's training views that are made of the annotated patches
+            of several fields, where fields are annotated in part.
         learning_rate_factor: of `trainer.learning_rate`, for methods that start from good weights.
         components: dictionaries with a ``name`` and that component's settings.
     """
@@ -600,5 +602,6 @@ class Method:
     target_share: float = 0.25
     source_free: bool = False
     outside: str = field(default="ignored", metadata={"choices": ("ignored", "background")})
+    patch_mosaics: float = 0.0
     learning_rate_factor: float = 1.0
     components: list[dict[str, Any]] = field(default_factory=list)

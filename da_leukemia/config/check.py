@@ -116,6 +116,11 @@ def check_method(name: str, method: Method) -> list[str]:
             f"adaptations.{name}.target_share: expected a share between 0 and 1, got "
             f"{method.target_share}"
         )
+    if not 0 <= method.patch_mosaics <= 1:
+        found.append(
+            f"adaptations.{name}.patch_mosaics: expected a share between 0 and 1, got "
+            f"{method.patch_mosaics}"
+        )
     if method.learning_rate_factor <= 0:
         found.append(
             f"adaptations.{name}.learning_rate_factor: expected a number above 0, got "

@@ -338,6 +338,8 @@ def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
         del method["target_labels"], method["target_share"]
     if method["outside"] == "ignored":
         del method["outside"]
+    if method["patch_mosaics"] == 0.0:
+        del method["patch_mosaics"]
     if not method["source_free"]:
         del method["source_free"]
     if method["learning_rate_factor"] == 1.0:

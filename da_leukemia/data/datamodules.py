@@ -21,6 +21,7 @@ from da_leukemia.data.dataset import (
 )
 from da_leukemia.data.fields import FieldIndex, FieldOfView, IntArray
 from da_leukemia.data.images import Memory, Store
+from da_leukemia.data.mosaic import PatchMosaics
 from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError
 from da_leukemia.labels import LabelSpace
@@ -51,6 +52,7 @@ class DomainDataModule(L.LightningDataModule):
         few: labelled training fields of another device (see `few_labelled`).
         few_share: their share of a training batch.
         balanced: single cells: draw every class of each device equally often.
+        mosaics: share of training views that are made of annotated patches (see `PatchMosaics`).
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class DomainDataModule(L.LightningDataModule):
         few: Sequence[FieldOfView] = (),
         few_share: float = 0.25,
         balanced: bool = False,
+        mosaics: float = 0.0,
     ) -> None:
         super().__init__()
         indexes = [index] if isinstance(index, FieldIndex) else list(index)
@@ -89,6 +92,11 @@ class DomainDataModule(L.LightningDataModule):
             part: FieldDataset(list(chain(*fields)), space, how, self.store, seed * 2)
             for part, fields in chosen.items()
         }
+        if mosaics:
+            fields = self.parts["train"].fields
+            self.parts["train"] = PatchMosaics(
+                fields, space, how, self.store, seed * 2, share=mosaics
+            )
 
     def attribute_counts(self) -> IntArray | None:
         """Return ``(A, V)`` labelled training cells by attribute and value; None without a source.
@@ -120,7 +128,7 @@ class DomainDataModule(L.LightningDataModule):
                 epoch,
                 # Not by Trainer(max_steps): with it, Lightning resumes in the wrong epoch.
                 self.settings.steps,
-                windows=any(part.how(part.fields[i]).scaled for i in group),
+                windows=any(part.redrawn(i) for i in group),
             )
             if not (labelled and self.balanced)
             else BalancedSampler(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ _ON_A_CELL = 0.75
 """Share of a labelled field's windows that hold a given cell, or patch, where the field is larger.
 """
 
-
 Preparations = Preparation | int | Mapping[str, Preparation]
 """Of one device, or of each by its name; a number fits images into a square of that side."""
 
@@ -30,6 +30,26 @@ def _size(how: Preparations) -> int:
     if isinstance(how, int):
         return how
     return how.size if isinstance(how, Preparation) else next(iter(how.values())).size
+
+
+class View(NamedTuple):
+    """One row of a labelled batch: image, fill, and of its ``N`` cells and ``R`` regions."""
+
+    image: torch.Tensor
+    fill: torch.Tensor
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    attributes: NDArray[np.int64]
+    regions: NDArray[np.float64]
+
+
+def in_view(
+    boxes: NDArray[np.float32], cut: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Tell which boxes are in view at all; with too little of one left its label becomes -1."""
+    area, whole = ((b[:, 2:] - b[:, :2]).prod(1) for b in (cut, boxes))
+    kept = area > 0
+    return kept, np.where(area < VISIBLE * whole, -1, labels)[kept]
 
 
 class FieldDataset(Dataset[int]):
@@ -184,8 +204,7 @@ class FieldDataset(Dataset[int]):
     def labelled(self, numbers: Sequence[int]) -> LabelledBatch:
         """Collate images and labels."""
         fields = [n % len(self) for n in numbers]
-        corners = [self._corner(n, True) for n in numbers]
-        plain = self._batch(fields, corners, fields)
+        views = [self.view(n) for n in numbers]
         count, width = len(fields), self.max_boxes
         targets = Targets(
             torch.zeros(count, width, 4),
@@ -195,35 +214,58 @@ class FieldDataset(Dataset[int]):
             torch.zeros(count, len(self.space.classes), dtype=torch.bool),
             torch.zeros(count, self.max_regions, 4) if self.max_regions else None,
         )
-        for row, (index, corner) in enumerate(zip(fields, corners, strict=True)):
-            field = self.fields[index]
-            boxes, labels, kept = self._inside(index, corner)
-            n = len(boxes)
-            targets.boxes[row, :n] = torch.from_numpy(boxes)
-            targets.labels[row, :n] = torch.from_numpy(labels)
-            targets.attributes[row, :n] = torch.from_numpy(field.attributes[kept])
+        for row, (index, view) in enumerate(zip(fields, views, strict=True)):
+            n = len(view.boxes)
+            targets.boxes[row, :n] = torch.from_numpy(view.boxes)
+            targets.labels[row, :n] = torch.from_numpy(view.labels)
+            targets.attributes[row, :n] = torch.from_numpy(view.attributes)
             targets.mask[row, :n] = True
-            targets.classes[row, list(field.labelled_classes)] = True
+            targets.classes[row, list(self.fields[index].labelled_classes)] = True
             if targets.regions is not None:
-                regions = opened(field) * self.factors(index) - np.array([*corner, *corner])
-                targets.regions[row, : len(regions)] = torch.from_numpy(regions)
-        return LabelledBatch(plain.images, plain.fill, plain.index, targets)
+                targets.regions[row, : len(view.regions)] = torch.from_numpy(view.regions)
+        images, fills = (
+            torch.stack(t) for t in zip(*((v.image, v.fill) for v in views), strict=True)
+        )
+        return LabelledBatch(images, fills, torch.tensor(fields), targets)
+
+    def redrawn(self, index: int) -> bool:
+        """Whether a field looks different each time that its labelled view is drawn."""
+        return self.how(self.fields[index]).scaled
+
+    def view(self, number: int) -> View:
+        """Return what the batch of `labelled` shows of a number."""
+        index = number % len(self)
+        field = self.fields[index]
+        corner = x, y = self._corner(number, True)
+        image, fill = self.image(index)
+        boxes, labels, kept = self._inside(index, corner)
+        return View(
+            image[:, y : y + self.size, x : x + self.size],
+            fill,
+            boxes,
+            labels,
+            field.attributes[kept],
+            opened(field) * self.factors(index) - np.array([*corner, *corner]),
+        )
+
+    def known(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return boxes of a field in its picture, and their labels: -1 for those not learned."""
+        field = self.fields[index]
+        boxes = (field.boxes * self.factors(index)).astype(np.float32)
+        return boxes, np.where(learned(field), field.labels, -1)
 
     def _inside(
         self, index: int, corner: tuple[int, int]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
         """Return boxes and labels in a window, and which of the field's they are."""
         field = self.fields[index]
-        boxes = (field.boxes * self.factors(index)).astype(np.float32)
-        known = np.where(learned(field), field.labels, -1)
+        boxes, known = self.known(index)
         if self.how(field).canvas(field.width, field.height) == (self.size, self.size):
             return boxes, known, np.ones(len(boxes), dtype=bool)
         moved = boxes - np.array([*corner, *corner], np.float32)
         cut = moved.clip(0, self.size)
-        area, whole = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (cut, moved))
-        kept = area > 0
-        labels = np.where(area < VISIBLE * whole, -1, known)
-        return cut[kept], labels[kept], kept
+        kept, labels = in_view(moved, cut, known)
+        return cut[kept], labels, kept
 
 
 class EpochSampler(Sampler[list[int]]):

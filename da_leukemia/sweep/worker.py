@@ -337,6 +337,7 @@ def _train(
         "trainer": job.trainer,
         "seed": job.seed,
         "store": fields.store,
+        "mosaics": job.method.patch_mosaics,
     }
     source = [
         fields.facts.learned(job, name)
