@@ -124,6 +124,7 @@ def test_asking_for_the_source_is_an_error():
         ),
         ({"components": [{"name": "adabn"}]}, "needs mean_teacher or distillation"),
         ({"components": [{"name": "mean_teacher"}]}, "mean_teacher.burn_in: expected 0"),
+        ({"patch_mosaics": 0.5}, "sees no field of the source"),
         ({"target_labels": 3}, "learns from no label"),
         ({"learning_rate_factor": 0.0}, "learning_rate_factor: expected a number above 0"),
     ],

@@ -146,6 +146,8 @@ def _check_source_free(name: str, method: Method) -> list[str]:
     found = []
     if method.target_labels:
         found.append(f"{where}.target_labels: a source_free method learns from no label")
+    if method.patch_mosaics:
+        found.append(f"{where}.patch_mosaics: a source_free method sees no field of the source")
     known = [given for given in method.components if given.get("name") in COMPONENTS]
     kinds = [g["name"] for g in known if g.get(COMPONENTS[g["name"]].strength, 1) != 0]
     found += [
