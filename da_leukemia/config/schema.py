@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -329,8 +330,10 @@ def active_components(method: Method) -> list[dict[str, Any]]:
     return active
 
 
-def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
+def _method_identity(settings: Method) -> dict[str, Any]:
     """Leave out the regimes and weights that are not used, as before there were any."""
+    method: dict[str, Any] = _plain(settings)
+    method["components"] = active_components(settings)
     for component in method["components"]:
         if component.get("class_weight") == 1.0:
             del component["class_weight"]
@@ -347,6 +350,52 @@ def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
     return method
 
 
+def _trainer_identity(settings: Trainer) -> dict[str, Any]:
+    trainer: dict[str, Any] = _plain(settings)
+    for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
+        del trainer[key]
+    return trainer
+
+
+def _detector_identity(settings: Detector) -> dict[str, Any]:
+    detector: dict[str, Any] = _plain(settings)
+    if settings.norm == "batch":  # as before there was a choice
+        del detector["norm"]
+    if settings.attributes == Attributes():  # as before there was a choice
+        del detector["attributes"]
+    if settings.kind == "one_stage":  # as before there was another
+        del detector["kind"], detector["two_stage"]
+    if settings.kind == "classifier":  # which has nothing of the others
+        own = {"kind", "backbone", "pretrained", "norm", "init_from", "classifier"}
+        own |= {"attribute_weight", "attributes"}
+        return {k: v for k, v in detector.items() if k in own}
+    del detector["classifier"]  # as before there was one
+    return detector
+
+
+def _data_identity(settings: Data, seen: Sequence[str]) -> dict[str, Any]:
+    """Return what of the data decides a training that sees these devices."""
+    only = dataclasses.replace(settings, domains={n: settings.domains[n] for n in seen})
+    data: dict[str, Any] = _plain(only)
+    for key in ("root", "cache_dir", "image_cache", "memory_cache_gb", "disk_cache_gb"):
+        del data[key]
+    del data["split"]["allow_leaks"]
+    data["calibration"] = _identity_of(settings.calibration)
+    if not data["calibration"]:
+        del data["calibration"]
+    if settings.sparse.whole:  # as before there was a choice
+        del data["sparse"]
+    for domain in data["domains"].values():
+        for key in ("root", "annotations", "calibration", "licence"):
+            del domain[key]
+        if domain["patch_order"] == "auto":  # as before there was this setting
+            del domain["patch_order"]
+        del domain["folders"]
+        if domain["crop"] is None:
+            del domain["crop"]
+    return data
+
+
 def _identity_of(calibration: Calibration) -> dict[str, Any]:
     """Return what of a calibration decides a training; nothing where none is used."""
     settings: dict[str, Any] = _plain(calibration)
@@ -355,6 +404,19 @@ def _identity_of(calibration: Calibration) -> dict[str, Any]:
     if not calibration.scale:
         del settings["view_um"], settings["jitter"]
     return settings
+
+
+_IDENTITIES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "detector": _detector_identity,
+    "method": _method_identity,
+    "trainer": _trainer_identity,
+}
+"""What of a section decides a training, where that is not all of it; of data see
+`_data_identity`."""
+
+
+def _canonical(settings: object) -> str:
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"))
 
 
 _KEPT = "_kept_hash"
@@ -366,9 +428,6 @@ _FLAT = frozenset({str, int, float, bool, type(None), list})
 def _names(kind: Any) -> tuple[str, ...]:
     """Return the settings of a section; nothing for what is none."""
     return tuple(f.name for f in dataclasses.fields(kind)) if is_dataclass(kind) else ()
-
-
-_TRACKING = ("tracking", "tracking_checkpoints")
 
 
 def _plain(settings: Any) -> Any:
@@ -411,59 +470,41 @@ class Job:
         self.__dict__.pop(_KEPT, None)
         object.__setattr__(self, name, value)
 
-    def settle(self) -> None:
-        """Compute the hash once. From now on no setting inside a section is changed any more."""
-        self.__dict__[_KEPT] = self.hash
+    def settle(self, known: dict[object, str] | None = None) -> None:
+        """Compute the hash once. From now on no setting inside a section is changed any more.
+
+        Args:
+            known: texts of the sections of other jobs that are settled with it, by the identity of
+                the section: most sections are one object in all jobs of a plan.
+        """
+        self.__dict__[_KEPT] = self._hashed({} if known is None else known)
 
     @property
     def hash(self) -> str:
         """Content hash without names, paths, devices and workers (12 hexadecimal digits)."""
         kept: str | None = self.__dict__.get(_KEPT)
-        if kept is not None:
-            return kept
-        seen = [*devices_of(self.source), *([self.target] if self.target else [])]
-        data = dataclasses.replace(self.data, domains={n: self.data.domains[n] for n in seen})
-        identity = {
-            name: _plain(data if name == "data" else getattr(self, name))
-            for name in self.__dataclass_fields__
-        }
-        identity["method"]["components"] = active_components(self.method)
-        for key in ("method_name", "tests", "selection", "sweep", *_TRACKING):
-            del identity[key]
-        for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
-            del identity["trainer"][key]
-        for key in ("root", "cache_dir", "image_cache", "memory_cache_gb", "disk_cache_gb"):
-            del identity["data"][key]
-        del identity["data"]["split"]["allow_leaks"]
-        identity["data"]["calibration"] = _identity_of(self.data.calibration)
-        if not identity["data"]["calibration"]:
-            del identity["data"]["calibration"]
-        if self.data.sparse.whole:  # as before there was a choice
-            del identity["data"]["sparse"]
-        identity["method"] = _method_identity(identity["method"])
-        domains = {name: identity["data"]["domains"][name] for name in seen}
-        for domain in domains.values():
-            for key in ("root", "annotations", "calibration", "licence"):
-                del domain[key]
-            if domain["patch_order"] == "auto":  # as before there was this setting
-                del domain["patch_order"]
-            del domain["folders"]
-            if domain["crop"] is None:
-                del domain["crop"]
-        identity["data"]["domains"] = domains
-        if self.detector.norm == "batch":  # as before there was a choice
-            del identity["detector"]["norm"]
-        if self.detector.attributes == Attributes():  # as before there was a choice
-            del identity["detector"]["attributes"]
-        if self.detector.kind == "one_stage":  # as before there was another
-            del identity["detector"]["kind"], identity["detector"]["two_stage"]
-        if self.detector.kind == "classifier":  # which has nothing of the others
-            own = {"kind", "backbone", "pretrained", "norm", "init_from"}
-            own |= {"attribute_weight", "attributes"}
-            ours = {k: v for k, v in identity["detector"].items() if k in own}
-            identity["detector"] = ours | {"classifier": _plain(self.detector.classifier)}
-        else:  # as before there was a classifier
-            del identity["detector"]["classifier"]
-        identity["version"] = IDENTITY_VERSION
-        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        return self._hashed({}) if kept is None else kept
+
+    def _hashed(self, known: dict[object, str]) -> str:
+        seen = (*devices_of(self.source), *([self.target] if self.target else []))
+        parts = []
+        for name in _decisive(self.__class__):
+            value = getattr(self, name)
+            section = bool(_names(value.__class__))
+            key = (name, id(value) if section else value, seen if name == "data" else ())
+            if key not in known:
+                if name == "data":
+                    value = _data_identity(value, seen)
+                elif name in _IDENTITIES:
+                    value = _IDENTITIES[name](value)
+                known[key] = f'"{name}":{_canonical(_plain(value))}'
+            parts.append(known[key])
+        canonical = f'{{{",".join(parts)},"version":{IDENTITY_VERSION}}}'
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _decisive(kind: type[Job]) -> tuple[str, ...]:
+    """Return what of a job decides its result, in the order of its canonical text."""
+    left_out = ("method_name", "tests", "selection", "sweep", "tracking", "tracking_checkpoints")
+    return tuple(sorted(set(_names(kind)).difference(left_out)))  # all of them before "version"

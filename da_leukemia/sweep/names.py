@@ -6,6 +6,7 @@ the calibration and the detector; each part is there only where it is not what e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 
 from da_leukemia.config import CALIBRATED, NAME_MARKS
@@ -16,6 +17,9 @@ FAIR = "fair_source_only"
 
 TWIN_MARK, AREA_MARK, CALIBRATION_MARK, DETECTOR_MARK = tuple(NAME_MARKS)
 """`TWIN_MARK` joins `FAIR` and the method it is the twin of, where that has its own recipe."""
+
+_once = functools.lru_cache(4096)
+"""A report asks the same of few names a hundred thousand times."""
 
 
 def full_name(method: str, used: Sequence[str] = (), detector: str = "", area: float = 1.0) -> str:
@@ -40,23 +44,27 @@ def detector_of(method: str) -> str:
     return mark + detector
 
 
+@_once
 def calibration_of(method: str) -> str:
     """Return the calibration in a full name, its mark included."""
     _, mark, used = method.partition(DETECTOR_MARK)[0].partition(CALIBRATION_MARK)
     return mark + used
 
 
+@_once
 def area_of(method: str) -> float:
     """Return the annotated share of the fields in a full name."""
     _, mark, told = _alone(method).partition(AREA_MARK)
     return float(told.rstrip("%")) / 100 if mark else 1.0
 
 
+@_once
 def uncalibrated(method: str) -> str:
     """Return what the same method with the same area and detector is called uncalibrated."""
     return _alone(method) + detector_of(method)
 
 
+@_once
 def without_area(method: str) -> str:
     """Return what the same method with the same calibration and detector is on whole fields."""
     return _alone(method).partition(AREA_MARK)[0] + _further(method)

@@ -10,6 +10,7 @@ from da_leukemia.adaptation.settings import AFTER_TRAINING, COMPONENTS, Method
 from da_leukemia.config import (
     CALIBRATIONS,
     Calibration,
+    Data,
     Experiment,
     Job,
     Sparse,
@@ -130,16 +131,24 @@ def make_plan(experiment: Experiment) -> list[Job]:
             for target in targets
             if target not in devices_of(source)
         ]
+    variants = {  # one object for all jobs that share it
+        id(calibration): [
+            dataclasses.replace(experiment.data, calibration=calibration, sparse=sparse)
+            for sparse in sparsities(experiment)
+        ]
+        for calibration in axis
+    }
     jobs = [
-        _job(experiment, name, method, source, target, seed, tests, calibration, sparse, detector)
+        _job(experiment, name, method, source, target, seed, tests, data, detector)
         for name, method, source, target, chosen in rows
         for calibration in chosen
-        for sparse in sparsities(experiment)
+        for data in variants[id(calibration)]
         for detector in experiment.detectors or [""]
         for seed in dict.fromkeys(experiment.seeds)
     ]
+    known: dict[object, str] = {}
     for job in jobs:
-        job.settle()
+        job.settle(known)
     return jobs
 
 
@@ -190,18 +199,17 @@ def _job(
     target: str | None,
     seed: int,
     tests: list[str],
-    calibration: Calibration,
-    sparse: Sparse,
+    data: Data,
     detector: str,
 ) -> Job:
     return Job(
-        method_name=full_name(name, calibration.used, detector, sparse.area),
+        method_name=full_name(name, data.calibration.used, detector, data.sparse.area),
         method=method,
         source=source,
         target=target,
         seed=seed,
         tests=tests,
-        data=dataclasses.replace(experiment.data, calibration=calibration, sparse=sparse),
+        data=data,
         detector=experiment.detectors[detector] if detector else experiment.detector,
         augmentation=experiment.augmentation,
         trainer=experiment.trainer,
