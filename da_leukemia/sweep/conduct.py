@@ -239,7 +239,7 @@ def report(experiment: Experiment) -> None:
             raise UserError(f"{experiment.folder}: no job is done yet; start with `sweep run`")
         contents = gather(experiment, results, folder / "intervals.json", plan)
         del results
-    index = write_contents(contents, folder)
+        index = write_contents(contents, folder)
     print(render_text(contents.matrix))
     if contents.missing:
         print(f"\n{missing_sentence(contents)}")
@@ -272,9 +272,10 @@ def bar(what: str) -> Iterator[Any]:
 
 @contextmanager
 def _no_search_for_cycles() -> Iterator[None]:
-    """Hold the garbage collector while millions of small things are read that have no cycles.
+    """Hold the garbage collector while millions of small things are there that have no cycles.
 
-    It looks through all of them again and again, which takes a third of the time.
+    It looks through all of them again and again, which takes a third of the time. The few cycles of
+    the pictures that are drawn meanwhile may wait.
     """
     was = gc.isenabled()
     gc.disable()

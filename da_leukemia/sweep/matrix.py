@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from da_leukemia.config import METRICS, devices_of
 from da_leukemia.errors import UserError
+from da_leukemia.sweep import partial
 from da_leukemia.sweep.names import FAIR, PLAIN, area_of, calibration_of, reference_of, uncalibrated
 
 COLUMNS = (
@@ -232,17 +233,15 @@ IntervalsOf = Callable[[Sequence[Result], str], Mapping[str, tuple[float, float]
 
 def build_matrix(
     results: Iterable[Result],
-    metrics: Sequence[str] = METRICS,
     *,
     intervals: IntervalsOf | None = None,
     methods: Sequence[str] = (),
     devices: Sequence[str] = (),
 ) -> Matrix:
-    """Average results over seeds.
+    """Average `METRICS` over seeds; one that a result has as None is left out.
 
     Args:
         results: in any order; the matrix does not depend on it.
-        metrics: scores to take over; one that a result has as None is left out.
         intervals: gives the intervals; without it rows have none.
         methods: order of the methods; others follow by name, source-only first.
         devices: order of the devices; others follow by name.
@@ -273,10 +272,11 @@ def build_matrix(
     for key in sorted(cells, key=place):
         test = key[-1]
         bounds = intervals(cells[key], test) if intervals is not None else {}
-        scores = [r.metrics(test) for r in cells[key]]
-        fields = max(int(s.get("fields", 0)) for s in scores)
-        for metric in metrics:
-            values = [v for s in scores if (v := s.get(metric)) is not None]
+        told = [r.metrics(test) for r in cells[key]]
+        fields = max(int(t.get("fields", 0)) for t in told)
+        by_seed = map(partial.scores, told)
+        for metric, each in zip(METRICS, zip(*by_seed, strict=True), strict=True):
+            values = [v for v in each if v is not None]
             if not values:
                 continue
             value = round(math.fsum(values) / len(values), DIGITS)

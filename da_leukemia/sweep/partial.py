@@ -7,6 +7,7 @@ the text is only passed over, which takes a tenth of the time (msgspec) and of t
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -75,6 +76,16 @@ Headline: Any = msgspec.defstruct(
     gc=False,  # numbers have no cycles
 )
 """The scores of one test, read like the dictionary that they are in the file, at half its size."""
+
+
+_of_headline: Callable[[Any], tuple[float | None, ...]] = operator.attrgetter(*METRICS)
+
+
+def scores(metrics: Any) -> tuple[float | None, ...]:
+    """Return `METRICS` of one test, read whole or in part; None what it does not have."""
+    if isinstance(metrics, Headline):
+        return _of_headline(metrics)
+    return tuple(map(metrics.get, METRICS))
 
 
 @functools.lru_cache(256)
