@@ -251,7 +251,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from da_leukemia.sweep.status import as_json, plan_text
+    from da_leukemia.sweep.status import as_json, missing_folders, plan_text
 
     experiment = _load(arguments.experiment, arguments.settings)
     if arguments.emit:
@@ -261,6 +261,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(write(experiment, arguments.experiment, arguments.settings))
         return 0
     print(json.dumps(as_json(experiment), indent=1) if arguments.json else plan_text(experiment))
+    if missing := missing_folders(experiment):  # as `sweep run` will say
+        sys.stdout.flush()
+        raise UserError("\n".join(missing))
     return 0
 
 
@@ -510,10 +513,13 @@ def _check(arguments: argparse.Namespace) -> int:
 def _calibrate(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from da_leukemia.calibration.folders import Parts
     from da_leukemia.calibration.measure import calibrate_folder
     from da_leukemia.calibration.record import store
     from da_leukemia.calibration.text import table
 
+    parts = Parts.of(arguments.folder)
+    parts.refuse_different_cameras()
     with tqdm(desc="measuring", disable=None, leave=False) as shown:
 
         def progress(done: int, total: int) -> None:
@@ -521,6 +527,8 @@ def _calibrate(arguments: argparse.Namespace) -> int:
             shown.update(done - shown.n)
 
         measured = calibrate_folder(arguments.folder, progress)
+    if measured.mixed and parts.several:
+        raise parts.refusal("their red cells differ in size")
     calibration = measured.calibration
     print(json.dumps(calibration.to_dict(), indent=1) if arguments.json else table(calibration))
     path = store(calibration, arguments.folder, arguments.out)
@@ -535,4 +543,6 @@ def _calibrate(arguments: argparse.Namespace) -> int:
             raise UserError(f"--picture: cannot write {picture}: {error}") from error
     if not arguments.json:
         print(f"written: {path}, {picture}")
+    if parts.several:
+        print(f"measured as one device; {parts.if_each_is_one}", file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -33,6 +34,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def no_such_folder(folder: Path) -> str:
+    """Say that there is no such folder, and name the one beside it that was meant."""
+    beside = [f.name for f in folder.parent.iterdir() if f.is_dir()] if folder.parent.is_dir() else []
+    close = difflib.get_close_matches(folder.name, sorted(beside), n=1)
+    hint = f"; did you mean {str(folder.parent / close[0])!r}?" if close else ""
+    return f"{folder}: no such folder{hint}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -284,10 +284,13 @@ def domains(**settings):
 
 def test_cells_and_fields_are_not_taken_for_each_other():
     cells, fields = Detector(kind="classifier"), Detector()
-    one, _ = problems_of(data=domains(format="coco"), detector=cells)
-    assert one.startswith("data.domains.a: the classifier names single cells; set crop=0.15")
+    (one,) = problems_of(data=domains(format="coco"), detector=cells)
+    assert one.startswith("data.domains.{a, b}: the classifier names single cells; set crop=0.15")
     found = problems_of(data=domains(format="cells"), detector=fields)
-    assert "data.domains.b: shows single cells" in "\n".join(found)
+    assert "data.domains.{a, b}: shows single cells" in "\n".join(found)
+    mixed = Data(domains={"a": Domain(format="coco"), "b": Domain(format="cells")})
+    (one,) = problems_of(data=mixed, detector=cells)
+    assert one.startswith("data.domains.a: the classifier")
     found = problems_of(data=domains(format="cells", crop=0.1), detector=cells)
     assert "data.domains.a.crop: its images are single cells already" in found[0]
     found = problems_of(data=domains(format="coco", crop=-0.1), detector=cells)

@@ -29,6 +29,8 @@ def file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "trial.yaml"
     path.write_text(EXPERIMENT)
+    for device in ("scope", "phone"):
+        (tmp_path / "data" / device).mkdir(parents=True)
     return str(path)
 
 
@@ -133,6 +135,20 @@ def test_all_wrong_settings_are_said_at_once(file, capsys):
     assert capsys.readouterr().err.count("error: ") == 2
 
 
+def test_a_plan_without_its_data_is_shown_and_refused_as_the_run_will_be(file, capsys):
+    (Path(file).parent / "data" / "phone").rmdir()
+    assert cli.main(["sweep", "plan", file]) == 2
+    said = capsys.readouterr()
+    assert "4 jobs" in said.out
+    assert "data/phone: no such folder; correct data.domains.phone.root" in said.err
+    assert cli.main(["sweep", "plan", file, "data.root=nowhere"]) == 2
+    plan = capsys.readouterr()
+    assert cli.main(["sweep", "run", file, "data.root=nowhere"]) == 2
+    assert plan.err == capsys.readouterr().err
+    assert plan.err.startswith("error: data.root: nowhere: no such folder")
+    assert cli.main(["sweep", "plan", file, "data.root=nowhere", "data.simulate.patients=2"]) == 0
+
+
 def test_settings_may_follow_an_option(file, capsys):
     assert cli.main(["sweep", "plan", file, "--json", "seeds=[0,1,2]"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"]["waiting"] == 12
@@ -228,8 +244,11 @@ def test_simulate_checks_its_settings(tmp_path, capsys, setting, said):
 def test_data_check_wants_a_known_label_space_and_a_folder(tmp_path, capsys):
     assert cli.main(["data", "check", str(tmp_path), "--label-space", "wcb"]) == 2
     assert "did you mean 'wbc'?" in capsys.readouterr().err
-    assert cli.main(["data", "check", str(tmp_path / "none")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    (tmp_path / "scope").mkdir()
+    assert cli.main(["data", "check", str(tmp_path / "scoep")]) == 2
+    assert "no such folder; did you mean '" + str(tmp_path / "scope") in capsys.readouterr().err
+    assert cli.main(["data", "check", str(tmp_path / "none" / "scope")]) == 2
+    assert capsys.readouterr().err.endswith("no such folder\n")
 
 
 def test_simulated_data_pass_the_check(tmp_path, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from da_leukemia.errors import DataError
+from da_leukemia.errors import DataError, no_such_folder
 
 Pixels = NDArray[np.uint8]
 
@@ -59,7 +59,7 @@ def find_images(folder: Path) -> list[Path]:
         DataError: no such folder, or there is no image in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(no_such_folder(folder))
     found = sorted(
         path
         for path in folder.rglob("*")

@@ -50,11 +50,13 @@ class Measured:
         calibration: the result.
         light: photographs and their light.
         sizes: the cells, None where none were found.
+        mixed: whether the photographs seem to be of more than one device.
     """
 
     calibration: Calibration
     light: Light
     sizes: Sizes | None
+    mixed: bool = False
 
 
 def calibrate_folder(folder: Path, progress: Progress | None = None) -> Measured:
@@ -154,7 +156,7 @@ def calibrate(fields: Sequence[Field], progress: Progress | None = None) -> Meas
         cells=verdict.cells,
         notes=tuple(notes),
     )
-    return Measured(_with_scale(calibration, verdict), light, sizes)
+    return Measured(_with_scale(calibration, verdict), light, sizes, verdict.mixed)
 
 
 def _tile_rim(valid: Sequence[Mask]) -> Mask:

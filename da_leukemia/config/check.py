@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,9 @@ def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
             OmegaConf.merge(_alone(schema, key), {key: value})
         except OmegaConfBaseException:
             wanted = getattr(hint, "__name__", str(hint)) if not arguments else str(hint)
-            yield f"{where}: expected {wanted}, got {value!r}"
+            single = typing.get_origin(hint) is list and not isinstance(value, list | Mapping)
+            hint_one = f"; for one value write {where}=[{value}]" if single else ""
+            yield f"{where}: expected {wanted}, got {value!r}{hint_one}"
 
 
 @functools.cache
@@ -216,12 +218,13 @@ def _check_cells_for(experiment: Experiment, detector: Detector, where: str) -> 
     """Return what of a detector does not go with single cells, or with whole fields."""
     own, domains = detector.classifier, experiment.data.domains
     if detector.kind != "classifier":
-        found = [
-            f"data.domains.{name}: shows single cells, in which there is nothing to find; set "
-            f"{where}.kind=classifier, or give whole fields without `crop`"
-            for name, domain in domains.items()
-            if domain.format == "cells" or domain.crop is not None
-        ]
+        alone = [n for n, d in domains.items() if d.format == "cells" or d.crop is not None]
+        found = []
+        if alone:
+            found.append(
+                f"{_domains(alone)}: shows single cells, in which there is nothing to find; set "
+                f"{where}.kind=classifier, or give whole fields without `crop`"
+            )
         if own != Classifier():
             found.append(
                 f"{where}.classifier: means nothing for kind {detector.kind}; set kind: classifier"
@@ -229,12 +232,17 @@ def _check_cells_for(experiment: Experiment, detector: Detector, where: str) -> 
         if detector.norm == "frozen":
             found.append(f"{where}.norm: frozen is for kind classifier; take batch or group")
         return found
-    found = [
-        f"data.domains.{name}: the classifier names single cells; set crop=0.15 to cut them out of "
-        "its fields by their true boxes, or format: cells"
+    whole = [
+        name
         for name, domain in domains.items()
         if domain.format != "cells" and domain.crop is None and domain.labels != "none"
     ]
+    found = []
+    if whole:
+        found.append(
+            f"{_domains(whole)}: the classifier names single cells; set crop=0.15 to cut them out "
+            "of whole fields by their true boxes, or format: cells"
+        )
     if detector.attributes.head == "attridet":
         found.append(
             f"{where}.attributes.head: attridet reads maps of a detector's backbone; kind "
@@ -254,6 +262,11 @@ def _check_cells_for(experiment: Experiment, detector: Detector, where: str) -> 
         if not low <= getattr(own, key) < high
     ]
     return found
+
+
+def _domains(names: Sequence[str]) -> str:
+    """Return where the settings of some devices stand: ``data.domains.{a, b}``."""
+    return f"data.domains.{names[0]}" if len(names) == 1 else f"data.domains.{{{', '.join(names)}}}"
 
 
 def check_detector(detector: Detector, where: str = "detector") -> list[str]:

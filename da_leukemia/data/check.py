@@ -37,7 +37,7 @@ from da_leukemia.data.readers import (
 from da_leukemia.data.readers.assemble import note_unreadable
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.splits import leaks
-from da_leukemia.errors import ConfigError, DataError, counted, did_you_mean
+from da_leukemia.errors import ConfigError, DataError, counted, did_you_mean, no_such_folder
 from da_leukemia.labels import LEUKEMIAATTRI, LabelSpace
 
 SAMPLE = 50
@@ -151,7 +151,7 @@ def check(
         raise ConfigError(f"decode: unknown {decode!r}{did_you_mean(decode, DECODE)}")
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
+        raise DataError(no_such_folder(root))
     domains = find_domains(root) if fmt == "auto" else dict.fromkeys(list_domains(root, fmt), fmt)
     if not domains:
         known = ", ".join(READERS)

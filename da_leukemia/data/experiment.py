@@ -32,6 +32,14 @@ def domain_source(data: Data, name: str) -> DomainSource:
     )
 
 
+def missing_root(data: Data) -> list[str]:
+    """Say that the folder of the data is not there; nothing where it is."""
+    root = Path(data.root)
+    if root.is_dir():
+        return []
+    return [f"data.root: {root}: no such folder; give it as data.root=PATH on the command line"]
+
+
 def no_images(domain: str) -> str:
     """Say that a device is empty."""
     return f"{domain}: no images; is data.domains.{domain}.root right?"

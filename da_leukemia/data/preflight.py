@@ -11,7 +11,7 @@ from pathlib import Path
 from da_leukemia.config import Data, Experiment, chosen_detectors, devices_of
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.cache import audit_once, cache_folder, read_cached
-from da_leukemia.data.experiment import domain_source, no_images, read_experiment_data
+from da_leukemia.data.experiment import domain_source, missing_root, no_images, read_experiment_data
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.integrity import whole
 from da_leukemia.data.readers import read_domain
@@ -40,11 +40,8 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
         DataError: every problem found, with examples; also leaks between the parts of the split.
         UserError: the sweep's folder cannot be written to.
     """
-    root = Path(experiment.data.root)
-    if not root.is_dir():
-        raise DataError(
-            f"data.root: {root}: no such folder; give it as data.root=PATH on the command line"
-        )
+    if missing := missing_root(experiment.data):
+        raise DataError(missing)
     try:
         indexes, split = read_experiment_data(experiment.data)
     except DataError as error:  # of the first device: say it of all

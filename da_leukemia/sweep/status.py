@@ -46,19 +46,21 @@ def plan_text(experiment: Experiment) -> str:
             (job_hash, state, job.method_name, job.source, job.target or "", job.seed, note)
         )
     table = _table(("job", "state", "method", "source", "target", "seed", ""), rows)
-    return "\n".join([table, "", summary(experiment, standings), *_missing_folders(experiment)])
+    return "\n".join([table, "", summary(experiment, standings)])
 
 
-def _missing_folders(experiment: Experiment) -> list[str]:
-    """Say which devices' folders are not there; what is in them is looked at by ``sweep run``."""
-    from da_leukemia.data.experiment import domain_source
+def missing_folders(experiment: Experiment) -> list[str]:
+    """Say which folders are not there; what is in them is looked at by ``sweep run``."""
+    from da_leukemia.data.experiment import domain_source, missing_root
+    from da_leukemia.data.readers.tree import no_folder
 
     data = experiment.data
     if data.simulate.patients > 0:
         return []
-    places = {name: domain_source(data, name).root for name in data.domains}
-    gone = [f"{name}: {root}" for name, root in places.items() if not root.is_dir()]
-    return [f"no such folder: {', '.join(gone)}; set data.root=PATH"] if gone else []
+    if missing := missing_root(data):
+        return missing
+    sources = [domain_source(data, name) for name in data.domains]
+    return [no_folder(source) for source in sources if not source.root.is_dir()]
 
 
 def summary(experiment: Experiment, standings: Mapping[str, Standing]) -> str:

@@ -31,7 +31,7 @@ from da_leukemia.data.readers.cocofile import CocoBox, CocoFile, CocoImage, load
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import Ambiguous
 from da_leukemia.data.readers.source import DomainSource
-from da_leukemia.data.readers.tree import subfolders
+from da_leukemia.data.readers.tree import no_folder, subfolders
 from da_leukemia.errors import DataError
 from da_leukemia.labels import UNKNOWN, LabelSpace
 
@@ -179,7 +179,7 @@ class _Translation:
 def _label_file(source: DomainSource) -> Path:
     root = source.root
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; correct data.domains.{source.domain}.root")
+        raise DataError(no_folder(source))
     folders = [root, root / source.domain]
     if source.labels not in ("", "auto"):
         for folder in folders:

@@ -79,7 +79,12 @@ def domain_folder(source: DomainSource) -> Path:
         return found
     if source.root.is_dir():
         return source.root
-    raise DataError(
+    raise DataError(no_folder(source))
+
+
+def no_folder(source: DomainSource) -> str:
+    """Say that a domain's folder is not there."""
+    return (
         f"{source.root}: no such folder; correct data.domains.{source.domain}.root (it is relative "
         "to data.root, and the name of the device where it is not set)"
     )
