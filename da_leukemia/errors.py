@@ -38,7 +38,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def no_such_folder(folder: Path) -> str:
     """Say that there is no such folder, and name the one beside it that was meant."""
-    beside = [f.name for f in folder.parent.iterdir() if f.is_dir()] if folder.parent.is_dir() else []
+    beside = (
+        [f.name for f in folder.parent.iterdir() if f.is_dir()] if folder.parent.is_dir() else []
+    )
     close = difflib.get_close_matches(folder.name, sorted(beside), n=1)
     hint = f"; did you mean {str(folder.parent / close[0])!r}?" if close else ""
     return f"{folder}: no such folder{hint}"

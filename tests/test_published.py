@@ -14,6 +14,7 @@ from da_leukemia.config.published import Published, PublishedRow
 from da_leukemia.errors import ConfigError
 from da_leukemia.report import gather, write_report
 from da_leukemia.report.contents import as_results
+from da_leukemia.report.latex import latex, tex
 from da_leukemia.report.published import published_markdown, published_section, sides
 from da_leukemia.simulate import simulate
 from da_leukemia.sweep import ledger
@@ -230,6 +231,28 @@ def test_ours_and_theirs_stand_in_one_row_and_what_is_unknown_is_empty(sweep):
     assert "99.0" not in text
     assert f"| {a} to {b} |" in text
     assert "Their System" in published_section(contents)
+
+
+def test_the_same_cells_are_written_for_latex(sweep, tmp_path):
+    experiment, results, cache = sweep
+    a, b = experiment.sources[:2]
+    paper = table_of(across=(a, b, {"theirs": 12.0, "a_b": 3.0}))
+    paper.note = "90 % of the cells & no more."
+    experiment.published_tables = {"paper": paper}
+    contents = gather(experiment, results, cache)
+    text = latex(contents)
+    start = text.index(rf"\label{{tab:{experiment.name}-paper-ap50}}")
+    caption, table = text[:start].rpartition(r"\caption")[2], text[start:]
+    assert "AP50, times 100, beside published numbers" in caption
+    assert r"Published: Somebody et al. 90 \% of the cells \& no more." in caption
+    (side,) = sides(contents, paper)
+    lines = [line.removesuffix(r" \\") for line in table.splitlines() if line.endswith(r"\\")]
+    assert [tex(c) for c in side.rows[0]] == lines[1].split(" & ")
+    assert lines[0].split(" & ")[-2:] == ["Their System", r"A\_b"]
+    assert rf"\begin{{tabular}}{{l{'c' * (len(side.header) - 1)}}}" in table
+    order = [r"\toprule", r"\midrule", tex(side.rows[0][0]), r"\bottomrule", r"\end{table}"]
+    assert [table.index(mark) for mark in order] == sorted(table.index(mark) for mark in order)
+    assert text.endswith("\\end{table}\n")
 
 
 def test_no_run_yet_is_a_dash(sweep):

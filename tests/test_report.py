@@ -22,8 +22,8 @@ from da_leukemia.labels import LABEL_SPACES
 from da_leukemia.report import render_text, write_report
 from da_leukemia.report.attributes import pool
 from da_leukemia.report.figures import colour, text_on, top_of_scale
+from da_leukemia.report.latex import tex
 from da_leukemia.report.samples import draw, overlap, read_samples
-from da_leukemia.report.tables import tex
 from da_leukemia.sweep.matrix import read_csv
 from da_leukemia.sweep.plan import make_plan
 

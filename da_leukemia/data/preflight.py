@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from da_leukemia.config import Data, Experiment, chosen_detectors, devices_of
 from da_leukemia.data.attributes import attribute_counts, constant_attributes

@@ -14,11 +14,12 @@ from da_leukemia.report.factors import write_factors
 from da_leukemia.report.figures import draw_matrix
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.html import page
+from da_leukemia.report.latex import latex
 from da_leukemia.report.published import published_markdown, write_published
 from da_leukemia.report.ranks import write_ranks
 from da_leukemia.report.selection import selection_markdown, write_selection
 from da_leukemia.report.slides import sum_up
-from da_leukemia.report.tables import latex, markdown, missing_sentence, render_text
+from da_leukemia.report.tables import markdown, missing_sentence, render_text
 from da_leukemia.sweep.matrix import Result, write_csv
 
 __all__ = [

@@ -108,10 +108,10 @@ def published_section(contents: Contents) -> str:
     """The section of the page; nothing where the experiment names no published table."""
     parts = []
     for name, published in contents.experiment.published_tables.items():
-        parts.append(f"<h3>{escape(name)}</h3><p>Source: {escape(_cited(published))}</p>")
+        parts.append(f"<h3>{escape(name)}</h3><p>Source: {escape(cited(published))}</p>")
         parts += [f"<p class='warn'>{escape(published.note)}</p>"] if published.note else []
         for side in sides(contents, published):
-            parts.append(f"<p>{escape(_title(side, published))}</p>")
+            parts.append(f"<p>{escape(title(side, published))}</p>")
             parts.append(table(side.header, side.rows, words=1))
     return f"<p>{escape(HOW_TO_READ)}</p>{''.join(parts)}" if parts else ""
 
@@ -120,18 +120,20 @@ def published_markdown(contents: Contents) -> list[str]:
     """The same as lines of Markdown."""
     lines: list[str] = []
     for name, published in contents.experiment.published_tables.items():
-        lines += ["", f"### {name}", "", f"Source: {_cited(published)}"]
+        lines += ["", f"### {name}", "", f"Source: {cited(published)}"]
         lines += ["", published.note] if published.note else []
         for side in sides(contents, published):
-            lines += ["", _title(side, published), "", *markdown_rows(side.header, side.rows)]
+            lines += ["", title(side, published), "", *markdown_rows(side.header, side.rows)]
     return ["", "## Beside published numbers", "", HOW_TO_READ, *lines] if lines else []
 
 
-def _cited(published: Published) -> str:
+def cited(published: Published) -> str:
+    """Say where the published numbers stand."""
     return published.source.strip().rstrip(".") + "."
 
 
-def _title(side: Side, published: Published) -> str:
+def title(side: Side, published: Published) -> str:
+    """Name the metric of a table, with its scale."""
     unit = "" if published.scale == 1 else f", times {published.scale:g}"
     return f"{metric_name(side.metric)}{unit}"
 

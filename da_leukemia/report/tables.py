@@ -1,4 +1,4 @@
-"""The matrix and the gap table as text: for the terminal, for Markdown and for LaTeX."""
+"""The matrix and the gap table as text: for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from da_leukemia.report.contents import Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
 from da_leukemia.sweep.matrix import Matrix, Row, View
-from da_leukemia.sweep.names import FAIR, calibration_of
+from da_leukemia.sweep.names import calibration_of
 
 WIDEST = 110
 """Columns of a terminal table before its devices are numbered."""
@@ -210,7 +210,8 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _view_rows(view: View, cell: Callable[[Row, bool], str]) -> list[list[str]]:
+def view_rows(view: View, cell: Callable[[Row, bool], str]) -> list[list[str]]:
+    """Return a row for each source: its name, then what ``cell`` makes of each test."""
     return [
         [source]
         + [
@@ -228,102 +229,4 @@ def _markdown_view(view: View) -> list[str]:
         value = f"({row.value:.3f})" if borrowed else f"{row.value:.3f}"
         return value if row.low is None else f"{value} [{row.low:.3f}, {row.high:.3f}]"
 
-    return markdown_rows(["", *view.tests], _view_rows(view, cell))
-
-
-# --- LaTeX -----------------------------------------------------------------------------------
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-}
-
-
-def tex(text: str) -> str:
-    """Escape text for LaTeX."""
-    return "".join(_TEX.get(c, c) for c in text)
-
-
-def latex(contents: Contents) -> str:
-    """Return a booktabs table for each of matrix, gap, ranks and factors; needs ``booktabs``."""
-    gap, costs = contents.gap, contents.costs
-    name = tex(contents.experiment.name)
-    metric = tex(metric_name(contents.matrix.headline))
-    if not contents.matrix.rows:
-        return f"% {name}: there is no result yet\n"
-    parts = [rf"% {name}. In the preamble: \usepackage{{booktabs}}", *_tex_matrix(contents)]
-    if gap.summaries:
-        caption = (
-            rf"Share of the {metric} gap between \texttt{{{tex(FAIR)}}} and the oracle "
-            r"that adaptation closes."
-        )
-        header = [h.capitalize() for h in SUMMARY_HEADER]
-        rows = [summary_cells(s) for s in gap.summaries]
-        columns = f"l{'c' * (len(SUMMARY_HEADER) - 2)}l"
-        parts += ["", *_tex_table(contents, "gap", caption, columns, header, rows)]
-    if contents.ranks is not None:
-        caption = tex(
-            f"Average ranks by {metric_name(contents.matrix.headline)}. "
-            + " ".join(contents.ranks.notes)
-        )
-        rows = ranks.rank_rows(contents.ranks)
-        header = [h.capitalize() for h in ranks.RANKS_HEADER]
-        parts += ["", *_tex_table(contents, "ranks", caption, "lc", header, rows)]
-    if costs:
-        caption = (
-            rf"{metric} lost by a change of one optical factor, alone and when all others have "
-            r"changed already, with 95\,\% bootstrap intervals."
-        )
-        rows = factors.factor_rows(costs)
-        header = [h.capitalize() for h in factors.FACTORS_HEADER]
-        parts += ["", *_tex_table(contents, "factors", caption, "lllcc", header, rows)]
-    return "\n".join(parts) + "\n"
-
-
-def _tex_table(
-    contents: Contents,
-    label: str,
-    caption: str,
-    columns: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-) -> list[str]:
-    return [
-        *(r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"),
-        rf"\label{{tab:{contents.experiment.name}-{label}}}",
-        *(rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_line(header), r"\midrule"),
-        *(_tex_line(row) for row in rows),
-        *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
-    ]
-
-
-def _tex_matrix(contents: Contents) -> list[str]:
-    matrix = contents.matrix
-    metric = tex(metric_name(matrix.headline))
-    lines = [
-        *(r"\begin{table}", r"\centering"),
-        rf"\caption{{{metric} with 95\,\% bootstrap intervals. Rows: trained on; columns: tested "
-        rf"on. In brackets: \texttt{{{tex(FAIR)}}}.}}",
-        rf"\label{{tab:{contents.experiment.name}-matrix}}",
-    ]
-    views = [v for v in (matrix.view(m, matrix.headline) for m in matrix.methods) if v.cells]
-    tests = views[0].tests if views else ()
-    lines += [rf"\begin{{tabular}}{{ll{'c' * len(tests)}}}", r"\toprule"]
-    lines += [_tex_line(["Method", "Trained on", *tests])]
-    for view in views:
-        lines.append(r"\midrule")
-        for i, (source, *cells) in enumerate(_view_rows(view, _tex_cell)):
-            label = tex(view.method) if i == 0 else ""
-            lines.append(" & ".join([label, tex(source), *cells]) + r" \\")
-    return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-
-
-def _tex_cell(row: Row, borrowed: bool) -> str:
-    value = f"({row.value:.3f})" if borrowed else f"{row.value:.3f}"
-    return value if row.low is None else f"{value} {{\\tiny [{row.low:.2f}, {row.high:.2f}]}}"
-
-
-def _tex_line(cells: Sequence[str]) -> str:
-    return " & ".join(tex(cell) for cell in cells) + r" \\"
+    return markdown_rows(["", *view.tests], view_rows(view, cell))
