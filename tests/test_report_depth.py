@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_matrix_support import (
+    METHODS,
     SPACE,
     make_experiment,
     make_records,
@@ -20,7 +21,7 @@ from test_matrix_support import (
 )
 
 from da_leukemia.evaluation import MatchTable
-from da_leukemia.report import contents, depth, gather, write_report
+from da_leukemia.report import cells, contents, depth, gather, write_report
 from da_leukemia.report.cells import anchor
 from da_leukemia.report.moved import crop, moved
 from da_leukemia.report.samples import Sample
@@ -76,10 +77,11 @@ def test_a_curve_by_hand():
 # --- cells -----------------------------------------------------------------------------------
 
 
-def test_reference_and_best_method_are_opened(depths):
+def test_every_cell_of_the_methods_that_are_drawn_is_opened(depths):
     places = {(d.row.method, d.row.source, d.row.test) for d in depths}
-    assert {p[0] for p in places} == {"fair_source_only", "mean_teacher"}
-    assert len(places) == 9 + 6
+    assert {p[0] for p in places} == set(METHODS)
+    assert len(places) == 9 + 9 + 6 + 6
+    assert all(d.whole for d in depths)
     one = next(d for d in depths if d.row.method == "mean_teacher")
     assert [r.run.seed for r in one.results] == [0, 1]
     assert {r.run.method for r in one.twins.values()} == {"fair_source_only"}
@@ -90,14 +92,32 @@ def test_reference_and_best_method_are_opened(depths):
     )
 
 
-def test_of_many_cells_the_lowest_are_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(depth, "MOST_CELLS", 4)
+def test_of_many_cells_few_are_opened_whole_and_others_with_their_numbers(tmp_path, monkeypatch):
     experiment, results = make_sweep(tmp_path, records=False)
+    for module in (depth, cells):
+        monkeypatch.setattr(module, "MOST_CELLS", 4)
     found = gather(experiment, results)
     methods = ("fair_source_only", "mean_teacher")
     values = [r.value for r in found.matrix.on_target("ap50") if r.method in methods]
-    lowest = sorted(values)[:4]
-    assert sorted(d.row.value for d in found.depths) == lowest
+    assert sorted(d.row.value for d in found.depths if d.whole) == sorted(values)[:4]
+    assert len(found.depths) == 9 + 9 + 6 + 6
+    assert all(not d.twins and not d.curve for d in found.depths if not d.whole)
+    text = write_report(experiment, results, tmp_path / "report").read_text("utf-8")
+    assert "4 cells open whole" in text
+    assert "6 further cells, numbers alone" in text  # of dann
+    block = text[text.index('id="cell--dann--low_cost--phone"') :].partition("</details>")[0]
+    assert block.count("da-leukemia reproduce") == 2
+    assert "blast" in block
+    headline = text[text.index('data-metric="ap50"') : text.index('data-metric="ap50_95"')]
+    links = re.findall(r'href="#(cell--[^"]+)"', headline)
+    assert len(set(links)) == len(found.depths)
+    assert all(f'id="{link}"' in text for link in links)
+
+    for module in (depth, cells):
+        monkeypatch.setattr(module, "MOST_BRIEF", 3)
+    text = write_report(experiment, results, tmp_path / "report").read_text("utf-8")
+    assert text.count('class="depth"') == 4 + 3
+    assert "Of more than 3 others those with the lowest scores" in text
 
 
 def test_many_methods_are_drawn_by_what_they_close(tmp_path, monkeypatch):

@@ -488,7 +488,8 @@ class Job:
     def _hashed(self, known: dict[object, str]) -> str:
         seen = (*devices_of(self.source), *([self.target] if self.target else []))
         parts = []
-        for name in _decisive(self.__class__):
+        kind: Any = self.__class__
+        for name in _decisive(kind):
             value = getattr(self, name)
             section = bool(_names(value.__class__))
             key = (name, id(value) if section else value, seen if name == "data" else ())
@@ -504,7 +505,7 @@ class Job:
 
 
 @functools.cache
-def _decisive(kind: type[Job]) -> tuple[str, ...]:
+def _decisive(kind: Any) -> tuple[str, ...]:
     """Return what of a job decides its result, in the order of its canonical text."""
     left_out = ("method_name", "tests", "selection", "sweep", "tracking", "tracking_checkpoints")
     return tuple(sorted(set(_names(kind)).difference(left_out)))  # all of them before "version"

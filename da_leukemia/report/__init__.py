@@ -9,6 +9,7 @@ from typing import Any
 
 from da_leukemia.config import Experiment
 from da_leukemia.report.areas import areas_markdown, draw_areas
+from da_leukemia.report.confusion import write_confusion
 from da_leukemia.report.contents import Contents, gather
 from da_leukemia.report.factors import write_factors
 from da_leukemia.report.figures import draw_matrix
@@ -59,8 +60,9 @@ def write_contents(contents: Contents, folder: Path) -> Path:
 
     Where there is something to put into them, also ``selection.csv`` (what each rule of choice
     picks in each run), ``ranks.svg`` (the critical-difference plot), ``factors.csv`` (what each
-    optical factor costs), ``areas.png`` (scores against the annotated area) and ``published.csv``
-    (every published number, theirs and ours).
+    optical factor costs), ``areas.png`` (scores against the annotated area), ``published.csv``
+    (every published number, theirs and ours), and of single cells ``confusion`` and ``abstention``
+    as ``.csv`` and ``.png``.
 
     Args:
         contents: what is reported.
@@ -85,6 +87,7 @@ def write_contents(contents: Contents, folder: Path) -> Path:
     (folder / "matrix.tex").write_text(latex(contents), encoding="utf-8")
     draw_matrix(contents, folder / "matrix.png", folder / "matrix.svg")
     draw_areas(contents, folder / "areas.png")
+    write_confusion(contents, folder)
     write_ranks(contents.ranks, folder / "ranks.svg")
     write_factors(contents.costs, contents.matrix.headline, folder / "factors.csv")
     index = folder / "index.html"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from itertools import islice
 
 from da_leukemia.errors import counted
 from da_leukemia.report.attributes import reliability_plots
+from da_leukemia.report.confusion import answers_of, confusion_table, told_of
 from da_leukemia.report.contents import Contents
-from da_leukemia.report.depth import MOST_CELLS, Curve, Depth
+from da_leukemia.report.depth import MOST_BRIEF, MOST_CELLS, Curve, Depth
 from da_leukemia.report.markup import breakable, escape, table
 from da_leukemia.report.moved import Moved, crop, moved
 from da_leukemia.report.samples import MIN_SCORE
@@ -37,23 +39,43 @@ def anchor(method: str, source: str, test: str) -> str:
 
 
 def cells_section(contents: Contents) -> str:
-    """One block to open for each cell of the reference and of the best method."""
+    """One block to open for each cell of the methods that are drawn."""
     if not contents.depths:
         return ""
     left, blocks = MOST_PICTURES, []
     for depth in contents.depths:
+        if not depth.whole:
+            continue
         changes = list(moved(depth))
         drawn = list(islice((c for c in changes if c.gained), min(PICTURES, left)))
         left -= len(drawn)
         blocks.append(_block(contents, depth, changes, drawn))
-    few = ""
-    if len(contents.depths) == MOST_CELLS:
-        few = f" There are more than {MOST_CELLS}; these have the lowest scores."
-    return (
-        "<p>Each cell of the reference and of the method that closes most of the gap, to be "
-        "opened; a cell of the headline matrices leads here. All numbers are means over seeds, of "
-        f"counts the first.{few}</p>" + "".join(blocks)
+    brief: dict[str, list[str]] = {}
+    for depth in contents.depths:
+        if not depth.whole:
+            brief.setdefault(depth.row.method, []).append(_block(contents, depth, [], []))
+    for method, others in brief.items():
+        blocks.append(
+            f"<details><summary>{breakable(method)}: {counted(len(others), 'further cell')}, "
+            f"numbers alone</summary>{''.join(others)}</details>"
+        )
+    return f"<p>{_about(sum(map(len, brief.values())))}</p>{''.join(blocks)}"
+
+
+def _about(brief: int) -> str:
+    said = (
+        "Each cell of the methods that are drawn, to be opened; a cell of the headline matrices "
+        "leads here. All numbers are means over seeds, of counts the first."
     )
+    if brief:
+        said += (
+            f" {MOST_CELLS} cells open whole: those of the reference and of the method that closes "
+            "most of the gap come first, and of them those with the lowest scores. The others open "
+            "with their numbers alone, below by method."
+        )
+    if brief == MOST_BRIEF:
+        said += f" Of more than {MOST_BRIEF} others those with the lowest scores."
+    return said
 
 
 def _block(contents: Contents, depth: Depth, changes: list[Moved], drawn: list[Moved]) -> str:
@@ -69,17 +91,34 @@ def _block(contents: Contents, depth: Depth, changes: list[Moved], drawn: list[M
         f"{counted(depth.cells, 'cell')}."
     )
     parts = [f"<p class='note'>{about}</p>", _tables(depth)]
-    plots = list(reliability_plots("reliability", [(r, row.test) for r in depth.results]))
-    if depth.curve:
-        plots.insert(0, _precision(depth.curve))
-    if plots:
-        parts.append(f"<div class='plots'>{''.join(plots)}</div>")
-    parts += [_moved(depth, changes, drawn), f"<ul class='said runs'>{runs}</ul>"]
+    if depth.whole:
+        parts += [*_plots(depth), _moved(depth, changes, drawn)]
+    parts.append(f"<ul class='said runs'>{runs}</ul>")
     title = f"{breakable(row.method)}: {breakable(row.source)} to {breakable(row.test)}"
     return (
         f'<details class="depth" id="{escape(anchor(row.method, row.source, row.test))}">'
         f"<summary>{title} <b>{row.value:.3f}</b>{span}</summary>{''.join(parts)}</details>"
     )
+
+
+def _plots(depth: Depth) -> Iterator[str]:
+    row = depth.row
+    plots = list(reliability_plots("reliability", [(r, row.test) for r in depth.results]))
+    if depth.curve:
+        half = next((y for x, y in depth.curve if x >= 0.5), 0.0)
+        told = (
+            "Precision over recall at IoU 0.5, mean over cell types; "
+            f"{half:.2f} at a recall of one half."
+        )
+        plots.insert(0, _plot(depth.curve, told, "recall", "precision"))
+    answers = answers_of(row, depth.results)
+    if answers is not None and answers.abstention:
+        points = [(p.coverage, p.accuracy) for p in answers.abstention]
+        plots.insert(0, _plot(points, told_of(answers.abstention), "answered", "right"))
+    if plots:
+        yield f"<div class='plots'>{''.join(plots)}</div>"
+    if answers is not None:
+        yield confusion_table(answers)
 
 
 def _path(contents: Contents, result: Result) -> str:
@@ -112,20 +151,15 @@ def _tables(depth: Depth) -> str:
 _SIDE = 150
 
 
-def _precision(curve: Curve) -> str:
+def _plot(curve: Curve, told: str, across: str, up: str) -> str:
     points = " ".join(f"{x * _SIDE:.1f},{(1 - y) * _SIDE:.1f}" for x, y in curve)
-    half = next((y for x, y in curve if x >= 0.5), 0.0)
-    told = (
-        "Precision over recall at IoU 0.5, mean over cell types; "
-        f"{half:.2f} at a recall of one half."
-    )
     return (
         f'<figure><svg viewBox="-22 -8 {_SIDE + 32} {_SIDE + 32}" role="img" '
         f'aria-label="{escape(told)}"><rect width="{_SIDE}" height="{_SIDE}"/>'
         f'<polyline class="curve" points="{points}"/>'
         f'<text x="0" y="{_SIDE + 14}">0</text><text x="{_SIDE}" y="{_SIDE + 14}">1</text>'
-        f'<text x="{_SIDE / 2}" y="{_SIDE + 14}">recall</text>'
-        f'<text x="-10" y="{_SIDE / 2}" transform="rotate(-90 -10 {_SIDE / 2})">precision</text>'
+        f'<text x="{_SIDE / 2}" y="{_SIDE + 14}">{across}</text>'
+        f'<text x="-10" y="{_SIDE / 2}" transform="rotate(-90 -10 {_SIDE / 2})">{up}</text>'
         f"</svg><figcaption>{escape(told)}</figcaption></figure>"
     )
 

@@ -70,20 +70,7 @@ class Contents:
 
         Best is who closes most of the gap. Files of numbers (CSV, Markdown) have all of them.
         """
-        methods = self.matrix.methods
-        if len(methods) <= MOST:
-            return methods
-        compared = {s.method for s in self.gap.summaries}
-        ranked = sorted(
-            (s for s in self.gap.summaries if s.ratio_of_means is not None),
-            key=lambda s: -(s.ratio_of_means or 0.0),
-        )
-        best = [s.method for s in ranked] + [m for m in methods if m in compared]
-        reference = reference_method(self.matrix)
-        others = [m for m in methods if m not in compared and m != reference]
-        order = dict.fromkeys([*([reference] if reference else []), *others][: MOST // 2] + best)
-        chosen = set(list(order)[:MOST])
-        return tuple(m for m in methods if m in chosen)
+        return _drawn(self.matrix, self.gap)
 
     @property
     def left_out(self) -> str | None:
@@ -95,6 +82,23 @@ class Contents:
             f"Of {many} methods the {len(self.shown)} are drawn that close most of the gap, with "
             "what they are compared to; matrix.csv and matrix.md have all."
         )
+
+
+def _drawn(matrix: Matrix, gap: GapTable) -> tuple[str, ...]:
+    methods = matrix.methods
+    if len(methods) <= MOST:
+        return methods
+    compared = {s.method for s in gap.summaries}
+    ranked = sorted(
+        (s for s in gap.summaries if s.ratio_of_means is not None),
+        key=lambda s: -(s.ratio_of_means or 0.0),
+    )
+    best = [s.method for s in ranked] + [m for m in methods if m in compared]
+    reference = reference_method(matrix)
+    others = [m for m in methods if m not in compared and m != reference]
+    order = dict.fromkeys([*([reference] if reference else []), *others][: MOST // 2] + best)
+    chosen = set(list(order)[:MOST])
+    return tuple(m for m in methods if m in chosen)
 
 
 def as_results(
@@ -156,7 +160,7 @@ def gather(
         closed = shares(bootstrap, found, metric, alike=True)
         added = gap_closed(matrix, metric, paired, closed, alike=True)
     costs = factor_costs(bootstrap, found, metric)
-    depths = open_cells(bootstrap, matrix, gap, found, metric)
+    depths = open_cells(bootstrap, matrix, gap, found, metric, _drawn(matrix, gap))
     bootstrap.save()
     by_run = {r.run: r for r in found}
     return Contents(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,11 @@ from da_leukemia.report.intervals import Bootstrap, Bounds, labelled_in
 from da_leukemia.sweep.matrix import Matrix, Result, Row
 
 MOST_CELLS = 60
-"""Cells that are opened: of more, those with the lowest scores, where a reader looks first."""
+"""Cells that are opened whole. Of more: those of the reference and the best method before others,
+and of these those with the lowest scores, where a reader looks first."""
+
+MOST_BRIEF = 900
+"""Further cells that are opened with their numbers alone: all of six methods on twelve devices."""
 
 Curve = list[tuple[float, float]]
 """(recall, precision) by rising recall."""
@@ -24,6 +28,7 @@ class Depth:
 
     Attributes:
         row: the cell.
+        whole: whether more than its numbers is shown; if not there are no twins and no curve.
         results: its runs, by seed.
         twins: the runs without adaptation that they are compared with, by seed.
         curve: precision over recall at IoU 0.5, mean over classes and seeds; empty where no
@@ -31,6 +36,7 @@ class Depth:
     """
 
     row: Row
+    whole: bool
     results: Sequence[Result]
     twins: Mapping[int, Result]
     curve: Curve
@@ -48,9 +54,14 @@ class Depth:
 
 
 def open_cells(
-    bootstrap: Bootstrap, matrix: Matrix, gap: GapTable, results: Sequence[Result], metric: str
+    bootstrap: Bootstrap,
+    matrix: Matrix,
+    gap: GapTable,
+    results: Sequence[Result],
+    metric: str,
+    drawn: Sequence[str],
 ) -> list[Depth]:
-    """Return what stands behind the cells of the reference and of the best adapted method.
+    """Return what stands behind the cells of the methods that are drawn.
 
     Args:
         bootstrap: keeps what is drawn from the records.
@@ -58,24 +69,45 @@ def open_cells(
         gap: tells the best method.
         results: of a sweep.
         metric: decides which of many cells are opened.
+        drawn: methods whose matrices are shown.
     """
     best = gap.best.method if gap.best is not None else next(iter(matrix.adapted), None)
-    methods = dict.fromkeys(m for m in (reference_method(matrix), best) if m)
-    rows = [r for r in matrix.on_target(metric) if r.method in methods]
-    if len(rows) > MOST_CELLS:
-        lowest = {id(r) for r in sorted(rows, key=lambda r: r.value)[:MOST_CELLS]}
-        rows = [r for r in rows if id(r) in lowest]
-    by_place: dict[tuple[str, str, str], list[Result]] = {}
-    for result in sorted(results, key=lambda r: r.run):
-        by_place.setdefault(result.run[:3], []).append(result)
+    first = (reference_method(matrix), best)
+    rows = [r for r in matrix.on_target(metric) if r.method in (*first, *drawn)]
+    ranked = sorted(rows, key=lambda r: (r.method not in first, r.value))
+    whole = {id(r) for r in ranked[:MOST_CELLS]}
+    kept = {id(r) for r in ranked[: MOST_CELLS + MOST_BRIEF]}
+    placed = by_place(results)
     found = []
     for row in rows:
-        runs = by_place[row.method, row.source, row.target]
-        runs = [r for r in runs if row.test in r.content["tests"]]
-        twins = by_place.get((matrix.twin(row.method), row.source, ""), []) if row.target else []
+        if id(row) not in kept:
+            continue
+        runs = runs_of(row, placed)
+        if id(row) not in whole:
+            found.append(Depth(row, False, runs, {}, []))
+            continue
+        twins = placed.get((matrix.twin(row.method), row.source, ""), []) if row.target else []
         curve = _curve(bootstrap, runs, row.test)
-        found.append(Depth(row, runs, {r.run.seed: r for r in twins}, curve))
+        found.append(Depth(row, True, runs, {r.run.seed: r for r in twins}, curve))
     return found
+
+
+Placed = Mapping[tuple[str, str, str], Sequence[Result]]
+"""(method, source, target) -> the runs there, by seed."""
+
+
+def by_place(results: Iterable[Result]) -> Placed:
+    """Put together the runs that differ in their seed."""
+    placed: dict[tuple[str, str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda r: r.run):
+        placed.setdefault(result.run[:3], []).append(result)
+    return placed
+
+
+def runs_of(row: Row, placed: Placed) -> list[Result]:
+    """Return the runs behind a cell, by seed."""
+    runs = placed[row.method, row.source, row.target]
+    return [r for r in runs if row.test in r.content["tests"]]
 
 
 def _curve(bootstrap: Bootstrap, runs: Sequence[Result], test: str) -> Curve:
