@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from da_leukemia.config import devices_of
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.depth import by_place, runs_of
-from da_leukemia.report.figures import colour
+from da_leukemia.report.figures import COLOURS, colour
 from da_leukemia.report.markup import escape
 from da_leukemia.sweep.matrix import Result, Row
 
@@ -98,8 +98,7 @@ def told_of(points: Sequence[Point]) -> str:
 def confusion_table(answers: Answers) -> str:
     """Return the counts as a table to open; types that are neither there nor said are left out."""
     counts = answers.counts
-    truths = np.flatnonzero(counts.sum(1))
-    said = np.flatnonzero(counts.sum(0) + counts.sum(1))
+    truths, said = _there(counts)
     names = [str(name).replace("_", " ") for name in answers.classes]
     head = "".join(f"<th scope='col'><span>{escape(names[k])}</span></th>" for k in said)
     lines = []
@@ -114,6 +113,12 @@ def confusion_table(answers: Answers) -> str:
         "<div class='scroll'><table class='confusion'><thead><tr><th></th>"
         f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></details>"
     )
+
+
+def _there(counts: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """Return the types that some cell is of, and those that are there or said."""
+    of, said = counts.sum(1), counts.sum(0)
+    return np.flatnonzero(of).tolist(), np.flatnonzero(of + said).tolist()
 
 
 def _cell(count: int, total: int, right: bool) -> str:
@@ -188,27 +193,32 @@ def _draw_confusion(found: Sequence[Answers], path: Path) -> None:
     where = "another device" if apart[False] else "the device trained on"
     sums = {method: np.sum([a.counts for a in each], axis=0) for method, each in pooled.items()}
     everything = np.sum(list(sums.values()), axis=0)
-    said = np.flatnonzero(everything.sum(0) + everything.sum(1)).tolist()
-    names = [str(found[0].classes[k]).replace("_", " ") for k in said]
-    across, side = min(3, len(sums)), max(2.6, 0.42 * len(said))
+    truths, said = _there(everything)
+    names = [str(name).replace("_", " ") for name in found[0].classes]
+    across, wide, high = min(3, len(sums)), _panel(len(said)), _panel(len(truths))
     down = -(-len(sums) // across)
-    figure = Figure(figsize=(across * (side + 1.5), down * (side + 1.6)), layout="constrained")
+    figure = Figure(figsize=(across * (wide + 1.5), down * (high + 1.7)), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
     for axes in panels.flat[len(sums) :]:
         axes.set_axis_off()
-    for axes, (method, counts) in zip(panels.flat, sums.items(), strict=False):
-        counts = counts[np.ix_(said, said)]
+    for axes, (method, all_counts) in zip(panels.flat, sums.items(), strict=False):
+        counts = all_counts[np.ix_(truths, said)]
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
+        axes.imshow(np.where(counts, shares, np.nan), COLOURS, vmin=0, vmax=1)
         for i, k in np.argwhere(counts):
             ink = colour(round(float(shares[i, k]), 2), 1.0)[1]
             axes.text(k, i, f"{shares[i, k]:.2f}", ha="center", va="center", color=ink, fontsize=7)
-        axes.set_xticks(range(len(said)), names, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(said)), names, fontsize=8)
+        axes.set_xticks(range(len(said)), [names[k] for k in said], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(truths)), [names[i] for i in truths], fontsize=8)
         axes.set_xlabel("answer", fontsize=9, color="#555555")
         axes.set_ylabel("true type", fontsize=9, color="#555555")
-        axes.set_title(f"{method}\n{counts.sum():.0f} cells on {where}", loc="left", fontsize=9)
+        axes.set_title(f"{method}\n{counts.sum()} cells on {where}", loc="left", fontsize=9)
     figure.savefig(path, dpi=160, metadata={"Software": "da_leukemia"})
+
+
+def _panel(types: int) -> float:
+    """Return the side of a panel, inches."""
+    return max(2.6, 0.42 * types)
 
 
 def _draw_abstention(found: Sequence[Answers], path: Path) -> None:
