@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,22 @@ def test_a_job_from_before_there_was_a_second_detector_keeps_its_hash():
     first, *others = [Job(detector=d, **settings).hash for d in kinds]
     assert first == "1b009562e2e3"
     assert len({first, *others}) == 3
+
+
+def test_a_job_has_the_same_hash_alone_as_in_its_plan(tmp_path):
+    made = experiment(
+        tmp_path,
+        detectors={"one": Detector(), "two": Detector(kind="faster_rcnn")},
+        calibration=["none", "default", "scale"],
+        sparse=[0.2, 1.0],
+        sources=["scope", "cheap+phone"],
+    )
+    jobs = make_plan(made)
+    assert len({job.hash for job in jobs}) == len(jobs) == 2 * 3 * 2 * (2 + 3)
+    for job in jobs:
+        alone = deepcopy(job)
+        alone.seed = job.seed  # a job that was changed is hashed anew
+        assert alone.hash == job.hash
 
 
 def test_the_hash_ignores_paths_devices_workers_and_names(tmp_path):
