@@ -588,6 +588,7 @@ class Method:
         target_share: share of a training batch that is drawn from them.
         source_free: start from the finished fair source-only run, or `detector.init_from`, and
             learn from the target's images alone.
+        continued: start from the same weights, and learn from the source further.
         outside: what the part of a source field means that is not annotated: "ignored" teaches
             nothing, "background" that there is no cell (what a detector does that does not know).
         patch_mosaics: share of the source's training views that are made of the annotated patches
@@ -601,6 +602,7 @@ class Method:
     target_labels: int = 0
     target_share: float = 0.25
     source_free: bool = False
+    continued: bool = False
     outside: str = field(default="ignored", metadata={"choices": ("ignored", "background")})
     patch_mosaics: float = 0.0
     learning_rate_factor: float = 1.0

@@ -128,6 +128,11 @@ def check_method(name: str, method: Method) -> list[str]:
         )
     if method.source_free:
         found += _check_source_free(name, method)
+    if method.source_free and method.continued:
+        found.append(
+            f"adaptations.{name}.continued: a source_free method has no source to go on with; it "
+            "starts from the finished source-only run as it is"
+        )
     for position, settings in enumerate(method.components):
         where = f"adaptations.{name}.components[{position}]"
         kind = settings.get("name")

@@ -248,7 +248,7 @@ NAME_MARKS = ":~+@"
 LEAVE_ONE_OUT = "leave_one_out"
 """In `Experiment.sources`: all devices with labels but one, for each of them."""
 
-TWINS = ("plain", "fair", "oracle")
+TWINS = ("plain", "fair", "longer", "oracle")
 """What adapted methods are compared with (see `sweep.plan`)."""
 
 
@@ -340,8 +340,9 @@ def _method_identity(method: dict[str, Any]) -> dict[str, Any]:
         del method["outside"]
     if method["patch_mosaics"] == 0.0:
         del method["patch_mosaics"]
-    if not method["source_free"]:
-        del method["source_free"]
+    for key in ("source_free", "continued"):
+        if not method[key]:
+            del method[key]
     if method["learning_rate_factor"] == 1.0:
         del method["learning_rate_factor"]
     return method

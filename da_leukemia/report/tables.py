@@ -10,7 +10,7 @@ from da_leukemia.report.contents import Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
 from da_leukemia.sweep.matrix import Matrix, Row, View
-from da_leukemia.sweep.names import FAIR, calibration_of
+from da_leukemia.sweep.names import FAIR, LONGER, calibration_of
 
 WIDEST = 110
 """Columns of a terminal table before its devices are numbered."""
@@ -119,6 +119,12 @@ def markdown(contents: Contents) -> str:
         lines += markdown_rows(GAP_HEADER, [gap_cells(g) for g in contents.added.gaps])
         rows = [summary_cells(s) for s in contents.added.summaries]
         lines += ["", *markdown_rows(SUMMARY_HEADER, rows)]
+    if contents.equal is not None:
+        lines += ["", f"## {EQUAL_TITLE}", "", EQUAL_MEANING, ""]
+        lines += markdown_rows(EQUAL_HEADER, [gap_cells(g) for g in contents.equal.gaps])
+        rows = [summary_cells(s) for s in contents.equal.summaries]
+        lines += ["", *markdown_rows(SUMMARY_HEADER, rows)]
+        lines += ["", *[f"- {reason}" for reason in refusals(contents.equal)]]
     if contents.ranks is not None:
         lines += [
             "",
@@ -148,6 +154,13 @@ def missing_sentence(contents: Contents) -> str | None:
 GAP_HEADER = (
     *("method", "trained on", "tested on", "fair source-only", "score", "oracle"),
     *("gain", "p", "gap closed"),
+)
+EQUAL_HEADER = (*GAP_HEADER[:3], "longer source-only", *GAP_HEADER[4:])
+EQUAL_TITLE = "Against source-only of equal length"
+EQUAL_MEANING = (
+    f"A method that starts from a finished source-only run has taken more steps than {FAIR}. Its "
+    f"`{LONGER}` went on from the same weights on the source, for as many steps as the method took "
+    "on the target; the oracle did not."
 )
 SUMMARY_HEADER = (
     *("method", "pairs", "gap closed (ratio of means)", "gap closed (mean of ratios)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from da_leukemia.adaptation.settings import AFTER_TRAINING, COMPONENTS, Method
 from da_leukemia.config import (
@@ -18,7 +19,15 @@ from da_leukemia.config import (
     devices_of,
 )
 from da_leukemia.errors import ConfigError
-from da_leukemia.sweep.names import DETECTOR_MARK, FAIR, PLAIN, TWIN_MARK, detector_of, full_name
+from da_leukemia.sweep.names import (
+    DETECTOR_MARK,
+    FAIR,
+    LONGER,
+    PLAIN,
+    TWIN_MARK,
+    detector_of,
+    full_name,
+)
 
 
 def needs_target(method: Method) -> bool:
@@ -37,7 +46,7 @@ def fair_twin(name: str, method: Method, fair: Method) -> tuple[str, Method]:
         fair: the experiment's fair source-only method; the twin itself where it has the same
             recipe.
     """
-    kept = [c for c in active_components(method) if not COMPONENTS[c["name"]].targeted]
+    kept = _without_target(method)
     twin = Method(method.augmentation, method.ema, components=kept)
     recipe = (fair.augmentation, fair.ema, active_components(fair))
     if recipe == (twin.augmentation, twin.ema, kept):
@@ -45,9 +54,34 @@ def fair_twin(name: str, method: Method, fair: Method) -> tuple[str, Method]:
     return f"{FAIR}{TWIN_MARK}{name}", twin
 
 
+def starts_trained(method: Method) -> bool:
+    """Return whether a method begins where its source-only run has ended."""
+    return method.source_free or method.continued
+
+
+def longer_twin(name: str, method: Method) -> tuple[str, Method]:
+    """Return source-only of equal length for a method that starts trained, and what it is called.
+
+    It goes on from the same weights for as many steps, at the same learning rate and with the same
+    averaging of weights; all that differs is what it sees.
+    """
+    twin = Method(
+        method.augmentation,
+        method.ema,
+        continued=True,
+        learning_rate_factor=method.learning_rate_factor,
+        components=_without_target(method),
+    )
+    return f"{LONGER}{TWIN_MARK}{name}", twin
+
+
+def _without_target(method: Method) -> list[dict[str, Any]]:
+    return [c for c in active_components(method) if not COMPONENTS[c["name"]].targeted]
+
+
 def source_model(job: Job) -> Job:
     """Return the source-only job whose finished weights a job starts from, or tests."""
-    kept = [c for c in active_components(job.method) if not COMPONENTS[c["name"]].targeted]
+    kept = _without_target(job.method)
     method = Method(job.method.augmentation, job.method.ema, components=kept)
     detector = detector_of(job.method_name).removeprefix(DETECTOR_MARK)
     name = full_name(FAIR, job.data.calibration.used, detector, job.data.sparse.area)
@@ -72,8 +106,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
 
     Adapted methods bring the ``experiment.twins`` they are compared with: ``fair`` is the same
     recipe without the target, ``oracle`` that recipe trained on the tested targets themselves,
-    ``plain`` source-only without EMA and strong augmentation, not calibrated where the axis has
-    such runs.
+    ``longer`` the one of equal length for a method that starts from a finished run (see
+    `longer_twin`), ``plain`` source-only without EMA and strong augmentation, not calibrated where
+    the axis has such runs.
 
     Raises:
         ConfigError: an unknown name, or a method for which no job is left.
@@ -118,6 +153,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
         rows += [(PLAIN, plain, source, None, bare) for source in sources]
     if "fair" in experiment.twins:
         alone |= references
+    if "longer" in experiment.twins:
+        started = {name: method for name, method in adapted.items() if starts_trained(method)}
+        alone |= dict(longer_twin(name, method) for name, method in started.items())
     for name, method in alone.items():
         rows += [(name, method, source, None, axis) for source in sources]
     if "oracle" in experiment.twins:

@@ -38,7 +38,7 @@ from da_leukemia.sweep.card import NAME as CARD
 from da_leukemia.sweep.card import write_card
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
 from da_leukemia.sweep.ledger import RESULT_VERSION, job_folder, write_json, written
-from da_leukemia.sweep.plan import adapts_after_training, source_model
+from da_leukemia.sweep.plan import adapts_after_training, source_model, starts_trained
 from da_leukemia.sweep.prediction import Fields, evaluate_domain, predict_domain
 from da_leukemia.sweep.provenance import code_version, device_name, peak_memory, versions
 from da_leukemia.tasks.callbacks import JobLog
@@ -81,7 +81,7 @@ def run_job(folder: Path) -> None:
         scaled=any(prepared[d].scaled for d in devices_of(job.source)),
         source_classes=fields.labelled(*devices_of(job.source)),
     )
-    if job.method.source_free:
+    if starts_trained(job.method):
         _start_from_source(job, task, folder)
     if adapts_after_training(job) and not job.selection.every:  # its epochs are gone by now
         _take_over(job, folder)
@@ -258,7 +258,7 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
 
 
 def _start_from_source(job: Job, task: DetectionTask, folder: Path) -> None:
-    """Give a source-free task the weights of its source-only run, which is trained if need be."""
+    """Give a task the weights of its source-only run, which is trained if need be."""
     if not job.detector.init_from:
         load_weights(task.detector, _source_model(job, folder) / "checkpoints" / "last.ckpt")
     if task.ema is not None:
