@@ -61,6 +61,8 @@ def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
             yield f"{where}: unknown key{did_you_mean(str(key), fields)}"
             continue
         hint = _strip_optional(hints[key])
+        if value is None and hint is not hints[key]:
+            continue
         if dataclasses.is_dataclass(hint):
             if isinstance(value, Mapping):
                 yield from problems(typing.cast(type, hint), value, f"{where}.")

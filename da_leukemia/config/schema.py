@@ -270,6 +270,17 @@ class Selection:
 
 
 @dataclass
+class Checkpoint:
+    """A trained detector that is a source by itself: of what it learned from, nothing is needed.
+
+    In a file ``name: PATH`` will do. See docs/adaptation.md.
+    """
+
+    path: str = ""
+    sha256: str = ""  # of the file; written down when it is first read, from then on it must fit
+
+
+@dataclass
 class Experiment:
     """One sweep: a grid of methods x sources x targets x seeds."""
 
@@ -282,7 +293,10 @@ class Experiment:
     augmentation: Augmentation = field(default_factory=Augmentation)
     trainer: Trainer = field(default_factory=Trainer)
     selection: Selection = field(default_factory=Selection)
-    # a device, several at once as `a+b`, or `leave_one_out`; default: every domain with labels
+    # trained detectors that are adapted without their source's data, by a name of yours
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    # a device, several at once as `a+b`, `leave_one_out`, or a checkpoint's name; default: the
+    # checkpoints, or without any every domain with labels
     sources: list[str] | None = None
     targets: list[str] | None = None  # default: the tests
     tests: list[str] | None = None  # default: every domain
@@ -391,6 +405,7 @@ class Job:
         source: device it learns from, with labels; several are ``a+b`` (see `devices_of`).
         target: device it looks at without labels, None for source-only.
         tests: devices it is tested on; no part of the identity, so a new one only adds tests.
+        checkpoint: what ``source`` names where it is no device; its content is the identity.
     """
 
     method_name: str
@@ -407,6 +422,12 @@ class Job:
     tracking: str = "none"
     tracking_checkpoints: bool = False
     sweep: str = ""
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The devices whose labels it learns from; none where its source is a checkpoint."""
+        return () if self.checkpoint is not None else devices_of(self.source)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop(_KEPT, None)
@@ -422,7 +443,7 @@ class Job:
         kept: str | None = self.__dict__.get(_KEPT)
         if kept is not None:
             return kept
-        seen = [*devices_of(self.source), *([self.target] if self.target else [])]
+        seen = [*self.seen, *([self.target] if self.target else [])]
         data = dataclasses.replace(self.data, domains={n: self.data.domains[n] for n in seen})
         identity = {
             name: _plain(data if name == "data" else getattr(self, name))
@@ -431,6 +452,10 @@ class Job:
         identity["method"]["components"] = active_components(self.method)
         for key in ("method_name", "tests", "selection", "sweep", *_TRACKING):
             del identity[key]
+        if self.checkpoint is None:  # as before there was another source
+            del identity["checkpoint"]
+        else:
+            identity["checkpoint"] = self.checkpoint.sha256
         for key in ("threads", "workers", "accelerator", "precision", "compile", "validate_every"):
             del identity["trainer"][key]
         for key in ("root", "cache_dir", "image_cache", "memory_cache_gb", "disk_cache_gb"):

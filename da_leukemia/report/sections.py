@@ -23,11 +23,14 @@ from da_leukemia.report.tables import (
     EQUAL_TITLE,
     GAP_HEADER,
     SUMMARY_HEADER,
+    UNSCORED_HEADER,
+    UNSCORED_MEANING,
     gap_cells,
     missing_sentence,
     refusals,
     score,
     summary_cells,
+    unscored_rows,
 )
 from da_leukemia.sweep.matrix import Result
 
@@ -81,6 +84,14 @@ def _gap_tables(gap: GapTable, shown: Sequence[str], header: Sequence[str] = GAP
         "resampled patients or fields. p: a paired randomization test over patients, adjusted for "
         "all pairs of the table (Holm).</p></details>"
     )
+
+
+def unscored_section(contents: Contents) -> str:
+    """What images alone say of runs for devices without labels."""
+    if not contents.matrix.unscored:
+        return ""
+    rows = unscored_rows(contents.matrix)
+    return f"<p>{escape(UNSCORED_MEANING)}</p>{table(UNSCORED_HEADER, rows, words=3)}"
 
 
 DEVICES_HEADER = (

@@ -88,6 +88,11 @@ def source_model(job: Job) -> Job:
     return dataclasses.replace(job, method=method, method_name=name, target=None)
 
 
+def trains(job: Job) -> bool:
+    """Return whether a job trains: not where it takes a checkpoint as it is, or finishes it."""
+    return job.checkpoint is None or job.method.source_free
+
+
 def adapts_after_training(job: Job) -> bool:
     """Return whether all that a job does with its target, it does to its finished source model."""
     kinds = {c["name"] for c in active_components(job.method) if COMPONENTS[c["name"]].targeted}
@@ -110,6 +115,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
     `longer_twin`), ``plain`` source-only without EMA and strong augmentation, not calibrated where
     the axis has such runs.
 
+    A source that is a checkpoint is not trained: its ``fair`` twin is the checkpoint as it is, and
+    it has no ``plain`` and no ``longer`` one. Where all sources are, there need be no test.
+
     Raises:
         ConfigError: an unknown name, or a method for which no job is left.
     """
@@ -125,7 +133,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
     problems = []
     if not sources:
         problems.append("sources: no device has labels to learn from")
-    if not tests:
+    given = experiment.checkpoints
+    trainable = [source for source in sources if source not in given]
+    if not tests and (trainable or not sources):
         problems.append("tests: empty; name at least one device")
     if not methods:
         problems.append("methods: empty; name at least one")
@@ -150,14 +160,15 @@ def make_plan(experiment: Experiment) -> list[Job]:
     if adapted and "plain" in experiment.twins and PLAIN not in alone:
         plain = experiment.adaptations.get(PLAIN, Method("weak", ema=False))
         bare = [c for c in axis if not c.used] or axis
-        rows += [(PLAIN, plain, source, None, bare) for source in sources]
+        rows += [(PLAIN, plain, source, None, bare) for source in trainable]
     if "fair" in experiment.twins:
         alone |= references
-    if "longer" in experiment.twins:
-        started = {name: method for name, method in adapted.items() if starts_trained(method)}
-        alone |= dict(longer_twin(name, method) for name, method in started.items())
     for name, method in alone.items():
         rows += [(name, method, source, None, axis) for source in sources]
+    if "longer" in experiment.twins:
+        started = {name: method for name, method in adapted.items() if starts_trained(method)}
+        further = [longer_twin(name, method) for name, method in started.items()]
+        rows += [(*twin, source, None, axis) for twin in further for source in trainable]
     if "oracle" in experiment.twins:
         for name, method in references.items():
             rows += [(name, method, target, None, axis) for target in oracles]
@@ -247,6 +258,7 @@ def _job(
         tracking=experiment.tracking,
         tracking_checkpoints=experiment.tracking_checkpoints,
         sweep=experiment.name,
+        checkpoint=experiment.checkpoints.get(source),
     )
 
 
