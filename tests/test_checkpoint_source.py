@@ -26,7 +26,8 @@ from da_leukemia.config import (
     save_job,
 )
 from da_leukemia.config.origin import FORMAT, KEY, Origin, read_origin
-from da_leukemia.errors import ConfigError
+from da_leukemia.data.preflight import preflight
+from da_leukemia.errors import ConfigError, DataError
 from da_leukemia.report import gather, write_report
 from da_leukemia.sweep import ledger, worker
 from da_leukemia.sweep.plan import label, make_plan, trains
@@ -121,6 +122,13 @@ def test_the_content_of_the_file_is_its_identity_and_not_the_path(made, tmp_path
     assert [job.hash for job in make_plan(made(path=moved))] == one
     retrained = write(tmp_path / "retrained.ckpt", number=1)
     assert not set(one) & {job.hash for job in make_plan(made(path=retrained))}
+
+
+def test_a_missing_file_stops_a_sweep_before_it_starts(made, tmp_path):
+    experiment = made(data={"root": str(tmp_path)} | {"domains": {"new": Domain(labels="none")}})
+    (tmp_path / "lab.ckpt").unlink()
+    with pytest.raises(DataError, match=r"checkpoints\.lab\.path: .*lab\.ckpt': no such file"):
+        preflight(experiment)
 
 
 def test_another_file_in_its_place_is_noticed_and_a_missing_one_still_reported(made, tmp_path):
@@ -242,9 +250,9 @@ def lab(make_job, tmp_path_factory):
     folder = run(job, home / "sweep")
     path = shutil.copy(folder / "checkpoints" / "last.ckpt", home / "lab.ckpt")
     weights = torch.load(path, weights_only=True)["state_dict"]
-    device = json.loads((folder / "result.json").read_text())["devices"][H]
+    result = json.loads((folder / "result.json").read_text())
     shutil.rmtree(home / "sweep")
-    return path, weights, device
+    return path, weights, result
 
 
 @pytest.fixture(scope="module")
@@ -326,11 +334,25 @@ def test_without_labels_there_are_weights_and_label_free_scores_alone(sweep):
 def test_what_is_said_of_the_source_goes_on_to_the_next(sweep, lab):
     _, folders, _ = sweep
     first = read_origin(lab[0])
-    assert first.device == lab[2]
+    assert first.device == lab[2]["devices"][H]
     assert first.used == ("scale",)
     then = read_origin(folders[FREE_BLIND] / "checkpoints" / "last.ckpt")
     assert len(then.history) == 2
     assert replace(then, history=first.history) == first
+
+
+def test_a_checkpoint_of_an_earlier_version_is_told_by_its_result(lab, tmp_path):
+    new, path = read_origin(lab[0]), tmp_path / "job" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    content = torch.load(lab[0], weights_only=True)
+    del content[KEY]
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match=r"needs the job's result\.json in the folder above"):
+        read_origin(path)
+    (tmp_path / "job" / "result.json").write_text(json.dumps(lab[2]))
+    assert read_origin(path) == replace(new, cells=None, licence=f"{H}: ?")
+    assert new.classes == ["wbc"]
+    assert new.cells["wbc"] > 0
 
 
 def test_the_scale_of_the_source_decides_what_is_seen(sweep, lab):
@@ -338,8 +360,9 @@ def test_the_scale_of_the_source_decides_what_is_seen(sweep, lab):
     job = load_job(folders[FREE_L] / "config.yaml")
     facts = worker.read_facts(job.data)
     known = worker._prepared(job, facts, read_origin(lab[0]))
-    assert known["lab"].scaled == (lab[2]["px_per_um_x"] is not None)
-    unknown = replace(read_origin(lab[0]), device={**lab[2], "px_per_um_x": None})
+    device = lab[2]["devices"][H]
+    assert known["lab"].scaled == (device["px_per_um_x"] is not None)
+    unknown = replace(read_origin(lab[0]), device={**device, "px_per_um_x": None})
     assert not any(p.scaled for p in worker._prepared(job, facts, unknown).values())
 
 

@@ -14,7 +14,13 @@ from da_leukemia.errors import ConfigError
 from da_leukemia.report import gather, write_report
 from da_leukemia.sweep import ledger, worker
 from da_leukemia.sweep.names import longer_of
-from da_leukemia.sweep.plan import label, longer_twin, make_plan, source_model
+from da_leukemia.sweep.plan import (
+    adapts_after_training,
+    label,
+    longer_twin,
+    make_plan,
+    source_model,
+)
 
 TEACHER = {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.011}
 FREE = Method(source_free=True, components=[TEACHER], learning_rate_factor=0.1)
@@ -91,6 +97,11 @@ def test_a_source_free_method_cannot_be_continued_as_well():
     both = replace(FREE, continued=True)
     with pytest.raises(ConfigError, match=r"free\.continued: a source_free method has no source"):
         make_plan(experiment(adaptations={"free": both}))
+
+
+def test_one_that_goes_on_and_then_estimates_statistics_trains(make_job):
+    going_on = Method(continued=True, components=[{"name": "adabn"}])
+    assert not adapts_after_training(make_job(going_on))
 
 
 # --- training ----------------------------------------------------------------------------------

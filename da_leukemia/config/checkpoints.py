@@ -13,6 +13,7 @@ from typing import Any
 from da_leukemia.adaptation.settings import AFTER_TRAINING, COMPONENTS, Method
 from da_leukemia.config.origin import Origin, file_hash, read_origin
 from da_leukemia.config.schema import (
+    CALIBRATED,
     CALIBRATIONS,
     SOURCES_MARK,
     Calibration,
@@ -75,9 +76,7 @@ def settings_of(origin: Origin) -> dict[str, Any]:
 def _under(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Merge settings under those that are given; an axis of the calibration switches it alone."""
     if given.get("calibration") is not None:
-        kept = {
-            k: v for k, v in base["data"]["calibration"].items() if k not in CALIBRATIONS["default"]
-        }
+        kept = {k: v for k, v in base["data"]["calibration"].items() if k not in CALIBRATED}
         base = {**base, "data": {**base["data"], "calibration": kept}}
     return _merged(base, given)
 

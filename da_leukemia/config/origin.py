@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from da_leukemia.config.schema import CALIBRATED, devices_of
 from da_leukemia.errors import ConfigError
 
 KEY = "da_leukemia"
@@ -77,7 +78,7 @@ class Origin:
     @property
     def used(self) -> tuple[str, ...]:
         """What of the calibration it was trained with."""
-        return tuple(k for k in ("scale", "illumination", "colour") if self.calibration.get(k))
+        return tuple(name for name in CALIBRATED if self.calibration.get(name))
 
 
 def file_hash(path: Path) -> str:
@@ -145,7 +146,7 @@ def _read_origin(path: Path, digest: str) -> Origin:
 
 def _from_result(result: Mapping[str, Any]) -> Origin:
     """Tell it from the result of the job; what its source labels, from the test on the source."""
-    data, sources = result["config"]["data"], str(result["source"]).split("+")
+    data, sources = result["config"]["data"], devices_of(result["source"])
     tested = [result["tests"][name]["metrics"]["per_class"] for name in sources]
     devices = [result["devices"][name] for name in sources if name in result["devices"]]
     return Origin(

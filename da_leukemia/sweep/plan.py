@@ -96,7 +96,7 @@ def trains(job: Job) -> bool:
 def adapts_after_training(job: Job) -> bool:
     """Return whether all that a job does with its target, it does to its finished source model."""
     kinds = {c["name"] for c in active_components(job.method) if COMPONENTS[c["name"]].targeted}
-    learns = job.method.target_labels > 0 or job.method.source_free
+    learns = job.method.target_labels > 0 or starts_trained(job.method)
     return bool(kinds) and kinds <= AFTER_TRAINING and not learns
 
 
