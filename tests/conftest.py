@@ -27,7 +27,7 @@ def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return simulate(out, domains=DEVICES, patients=6, fields_per_patient=2, seed=0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_job(smears: Path) -> Callable[..., Job]:
     """Return a maker of jobs that take about a second; arguments replace settings.
 

@@ -72,7 +72,7 @@ def eager(name, kind="one_stage"):
 def off(method):
     method = copy.deepcopy(method)
     method.source_free, method.learning_rate_factor = False, 1.0  # regimes, not components
-    method.outside = "ignored"
+    method.outside, method.patch_mosaics = "ignored", 0.0
     for given in method.components:
         given[COMPONENTS[given["name"]].strength] = 0.0
     return method

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Data, Domain, Experiment
 from da_leukemia.errors import ConfigError
 from da_leukemia.sweep.names import reference_of
-from da_leukemia.sweep.plan import label, make_plan
+from da_leukemia.sweep.plan import label, longer_twin, make_plan, source_model
 
 DANN = Method(components=[{"name": "adversarial"}])
 
@@ -77,6 +79,22 @@ def test_a_recipe_of_its_own_has_a_twin_of_its_own():
     methods = {job.method_name for job in jobs.values()}
     assert reference_of("odd", methods) == "fair_source_only:odd"
     assert reference_of("dann", methods) == "fair_source_only"
+
+
+@pytest.mark.parametrize("own", [{"outside": "background"}, {"patch_mosaics": 1.0}])
+def test_a_twin_sees_its_sparse_source_as_the_method_does(own):
+    """Or the gain of the patches would be told as one of adaptation."""
+    both = Method(components=[{"name": "adversarial"}], **own)
+    further = dataclasses.replace(both, continued=True)
+    made = experiment(
+        methods=["both"], adaptations={"both": both}, sources=["scope"], targets=["phone"]
+    )
+    jobs = {label(job): job for job in make_plan(made)}
+    for name in ("fair_source_only:both scope s0", "fair_source_only:both phone s0"):
+        assert jobs[name].method == Method(**own)
+    job = dataclasses.replace(jobs["both scope->phone s0"], method=further)
+    assert source_model(job).method == Method(**own)
+    assert longer_twin("further", further)[1] == Method(continued=True, **own)
 
 
 def test_devices_without_labels_for_training_are_no_oracle():

@@ -48,9 +48,9 @@ def test_readme_experiment_is_a_valid_one(tmp_path):
     path = tmp_path / "my_two_cameras.yaml"
     path.write_text(block)
     plan = make_plan(load_experiment(path))
-    # Two cameras, the phone test-only: one adapted method and its twin, each with and without
+    # Two cameras, the phone test-only: one adapted method and its two twins, each with and without
     # calibration, and the plain twin; three seeds.
-    assert len(plan) == 3 * (2 + 2 + 1)
+    assert len(plan) == 3 * (2 + 2 + 2 + 1)
 
 
 def test_every_command_of_the_readme_exists(capsys):

@@ -272,7 +272,7 @@ def interrupted(job, folder, monkeypatch, after):
 def test_a_run_that_was_killed_twice_ends_as_if_it_had_not(
     make_job, run, tmp_path, monkeypatch, method
 ):
-    monkeypatch.setattr(worker, "slim", lambda folder: None)  # the optimiser is compared too
+    monkeypatch.setattr(worker, "slim", lambda *_: None)  # the optimiser is compared too
     job = make_job(method, trainer={"steps": 6, "validate_every": 2})
     whole = run(job, "whole")
     parts = tmp_path / "parts"

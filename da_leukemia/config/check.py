@@ -61,6 +61,8 @@ def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
             yield f"{where}: unknown key{did_you_mean(str(key), fields)}"
             continue
         hint = _strip_optional(hints[key])
+        if value is None and hint is not hints[key]:
+            continue
         if dataclasses.is_dataclass(hint):
             if isinstance(value, Mapping):
                 yield from problems(typing.cast(type, hint), value, f"{where}.")
@@ -130,6 +132,11 @@ def check_method(name: str, method: Method) -> list[str]:
         )
     if method.source_free:
         found += _check_source_free(name, method)
+    if method.source_free and method.continued:
+        found.append(
+            f"adaptations.{name}.continued: a source_free method has no source to go on with; it "
+            "starts from the finished source-only run as it is"
+        )
     for position, settings in enumerate(method.components):
         where = f"adaptations.{name}.components[{position}]"
         kind = settings.get("name")

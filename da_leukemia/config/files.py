@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config.check import check_calibration, check_fit, check_method, check_numbers
 from da_leukemia.config.check import problems as problems_of
+from da_leukemia.config.checkpoints import check_checkpoints, check_methods, spelt_out
 from da_leukemia.config.published import Published, check_published
 from da_leukemia.config.schema import (
     LEAVE_ONE_OUT,
@@ -159,7 +160,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     domains = given.get("data", {}).get("domains") if isinstance(given.get("data"), dict) else None
     if isinstance(domains, dict):
         given["data"]["domains"] = {n: ({} if d is None else d) for n, d in domains.items()}
-    given = _detectors_over_their_base(given)
+    given = _detectors_over_their_base(spelt_out(given))
     problems = [f"{path}: {p}" for p in problems_of(Experiment, given, "")]
     if problems:
         raise ConfigError(problems)
@@ -197,19 +198,24 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
     labelled = [name for name, d in domains.items() if d.labels == "all"]
     if not domains:
         problems.append("data.domains: empty; name at least one device")
-    experiment.sources = _sources(experiment, labelled)
+    default = list(experiment.checkpoints) or labelled
+    experiment.sources = _sources(experiment, labelled, default)
     if experiment.tests is None:
         experiment.tests = [name for name, d in domains.items() if d.labels != "none"]
     if experiment.targets is None:
         blind = [name for name, d in domains.items() if d.labels == "none"]
         experiment.targets = [*experiment.tests, *blind]
     problems += check_calibration(experiment)
+    problems += check_checkpoints(experiment)
     for key in ("sources", "tests", "targets"):
         for name in dict.fromkeys(
             d for entry in getattr(experiment, key) for d in devices_of(entry)
         ):
+            if key == "sources" and name in experiment.checkpoints:
+                continue
             if name not in domains:
-                problems.append(f"{key}: unknown device {name!r}{did_you_mean(name, domains)}")
+                known = [*domains, *(experiment.checkpoints if key == "sources" else ())]
+                problems.append(f"{key}: unknown device {name!r}{did_you_mean(name, known)}")
                 continue
             labels = domains[name].labels
             if key == "sources" and labels != "all":
@@ -227,6 +233,8 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
             problems += wrong
         except ConfigError as error:
             problems += error.problems
+    if not problems:  # of methods that could be read
+        problems += check_methods(experiment)
     for name in experiment.published:
         try:
             if name not in experiment.published_tables:
@@ -239,9 +247,9 @@ def complete(experiment: Experiment, path: Path | None = None) -> None:
         raise ConfigError([f"{path}: {p}" if path else p for p in problems])
 
 
-def _sources(experiment: Experiment, labelled: list[str]) -> list[str]:
+def _sources(experiment: Experiment, labelled: list[str], default: list[str]) -> list[str]:
     """Write out `leave_one_out`, and name the devices of a source in one order."""
-    given = labelled if experiment.sources is None else experiment.sources
+    given = default if experiment.sources is None else experiment.sources
     place = {name: i for i, name in enumerate(experiment.data.domains)}
     sources: list[str] = []
     for entry in given:

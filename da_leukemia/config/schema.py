@@ -249,7 +249,7 @@ NAME_MARKS = ":~+@"
 LEAVE_ONE_OUT = "leave_one_out"
 """In `Experiment.sources`: all devices with labels but one, for each of them."""
 
-TWINS = ("plain", "fair", "oracle")
+TWINS = ("plain", "fair", "longer", "oracle")
 """What adapted methods are compared with (see `sweep.plan`)."""
 
 
@@ -271,6 +271,17 @@ class Selection:
 
 
 @dataclass
+class Checkpoint:
+    """A trained detector that is a source by itself: of what it learned from, nothing is needed.
+
+    In a file ``name: PATH`` will do. See docs/adaptation.md.
+    """
+
+    path: str = ""
+    sha256: str = ""  # of the file; written down when it is first read, from then on it must fit
+
+
+@dataclass
 class Experiment:
     """One sweep: a grid of methods x sources x targets x seeds."""
 
@@ -283,7 +294,10 @@ class Experiment:
     augmentation: Augmentation = field(default_factory=Augmentation)
     trainer: Trainer = field(default_factory=Trainer)
     selection: Selection = field(default_factory=Selection)
-    # a device, several at once as `a+b`, or `leave_one_out`; default: every domain with labels
+    # trained detectors that are adapted without their source's data, by a name of yours
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    # a device, several at once as `a+b`, `leave_one_out`, or a checkpoint's name; default: the
+    # checkpoints, or without any every domain with labels
     sources: list[str] | None = None
     targets: list[str] | None = None  # default: the tests
     tests: list[str] | None = None  # default: every domain
@@ -343,8 +357,9 @@ def _method_identity(settings: Method) -> dict[str, Any]:
         del method["outside"]
     if method["patch_mosaics"] == 0.0:
         del method["patch_mosaics"]
-    if not method["source_free"]:
-        del method["source_free"]
+    for key in ("source_free", "continued"):
+        if not method[key]:
+            del method[key]
     if method["learning_rate_factor"] == 1.0:
         del method["learning_rate_factor"]
     return method
@@ -449,6 +464,7 @@ class Job:
         source: device it learns from, with labels; several are ``a+b`` (see `devices_of`).
         target: device it looks at without labels, None for source-only.
         tests: devices it is tested on; no part of the identity, so a new one only adds tests.
+        checkpoint: what ``source`` names where it is no device; its content is the identity.
     """
 
     method_name: str
@@ -465,6 +481,12 @@ class Job:
     tracking: str = "none"
     tracking_checkpoints: bool = False
     sweep: str = ""
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The devices whose labels it learns from; none where its source is a checkpoint."""
+        return () if self.checkpoint is not None else devices_of(self.source)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop(_KEPT, None)
@@ -486,11 +508,15 @@ class Job:
         return self._hashed({}) if kept is None else kept
 
     def _hashed(self, known: dict[object, str]) -> str:
-        seen = (*devices_of(self.source), *([self.target] if self.target else []))
+        seen = (*self.seen, *([self.target] if self.target else []))
         parts = []
         kind: Any = self.__class__
         for name in _decisive(kind):
             value = getattr(self, name)
+            if name == "checkpoint":
+                if value is None:  # as before there was another source
+                    continue
+                value = value.sha256
             section = bool(_names(value.__class__))
             key = (name, id(value) if section else value, seen if name == "data" else ())
             if key not in known:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from da_leukemia.config import Data, Experiment, chosen_detectors, devices_of
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
@@ -41,12 +42,19 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     """
     if missing := missing_root(experiment.data):
         raise DataError(missing)
+    gone = [
+        f"checkpoints.{name}.path: {checkpoint.path!r}: no such file"
+        for name, checkpoint in experiment.checkpoints.items()
+        if not Path(checkpoint.path).is_file()
+    ]
+    if gone:
+        raise DataError(gone)
     try:
         indexes, split = read_experiment_data(experiment.data)
     except DataError as error:  # of the first device: say it of all
         raise DataError(_unreadable(experiment.data) or error.problems) from None
     problems = []
-    sources = {d for source in experiment.sources or [] for d in devices_of(source)}
+    sources = {d for source in _trained_sources(experiment) for d in devices_of(source)}
     for name, index in indexes.items():
         problems += _problems(index)
         if name in (experiment.tests or []):
@@ -82,6 +90,11 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     return indexes, split
 
 
+def _trained_sources(experiment: Experiment) -> list[str]:
+    """Return the sources that are devices; a checkpoint has learned already."""
+    return [s for s in experiment.sources or [] if s not in experiment.checkpoints]
+
+
 def _warn_of_constant_attributes(
     experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split
 ) -> None:
@@ -89,7 +102,7 @@ def _warn_of_constant_attributes(
     if not any(d.attribute_weight for d in chosen_detectors(experiment).values()):
         return
     space = get_label_space(experiment.data.label_space)
-    for source in experiment.sources or []:
+    for source in _trained_sources(experiment):
         fields = [f for d in devices_of(source) for f in split.select(indexes[d], "train")]
         for same in constant_attributes(attribute_counts(fields, space), space):
             _LOG.warning(
@@ -126,7 +139,7 @@ def _warn_of_unseen(
 ) -> None:
     """Warn of classes that are tested and that a source has no training cell of."""
     classes = get_label_space(experiment.data.label_space).classes
-    for source in experiment.sources or []:
+    for source in _trained_sources(experiment):
         train = (split.select(indexes[d], "train") for d in devices_of(source))
         seen = {int(f.labels[0]) for index in train for f in index if len(f.labels)}
         for name in experiment.tests or []:

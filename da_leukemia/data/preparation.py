@@ -189,11 +189,13 @@ def preparations(
         data: settings.
         devices: calibration of each device (see `data.devices.measure_devices`); may be empty
             where no calibration is used.
-        source: device that is learned from; of several, one of known scale is enough.
+        source: device that is learned from, also one that is not there any more; of several, one
+            of known scale is enough.
     """
     settings = data.calibration
+    names = dict.fromkeys([*data.domains, *config.devices_of(source)])
     if not settings.used:
-        return {name: Preparation(data.image_size) for name in data.domains}
+        return {name: Preparation(data.image_size) for name in names}
     known = any(devices[name].px_per_um_x.known for name in config.devices_of(source))
     scaled = settings.scale and known
     return {
@@ -204,5 +206,5 @@ def preparations(
             settings.illumination,
             settings.colour,
         )
-        for name in data.domains
+        for name in names
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,18 @@ class ClassLookup:
             "overall": spell(self.overall),
             "classes": {name: spell(row) for name, row in zip(space.classes, rows, strict=True)},
         }
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any] | None, space: LabelSpace) -> ClassLookup:
+        """Read what `to_dict` wrote; None, of a space without attributes, gives an empty one."""
+
+        def codes(values: Mapping[str, str]) -> list[int]:
+            return [a.values.index(values[a.name]) for a in space.attributes]
+
+        if told is None:
+            return cls(np.zeros((len(space.classes), 0), np.int64), np.zeros(0, np.int64))
+        table = [codes(told["classes"][name]) for name in space.classes]
+        return cls(np.array(table, np.int64), np.array(codes(told["overall"]), np.int64))
 
 
 def fit_lookup(labels: IntArray, attributes: IntArray) -> ClassLookup:

@@ -94,21 +94,29 @@ def check_settings(settings: Detector, size: int = 224) -> None:
         backbone.also(AttriDetHead.shallow, "detector.attributes.head=attridet")
 
 
-def load_weights(detector: AnyDetector, path: Path) -> None:
+def load_weights(
+    detector: AnyDetector, path: Path, where: str = "detector.init_from", whole: bool = False
+) -> None:
     """Start from the tested weights of an earlier run; what does not fit by shape is left out.
 
     A detector takes over the backbone of a classifier and the other way round: timm only writes
     ``stages_0`` for ``stages.0`` where it cuts a network into feature maps.
 
+    Args:
+        detector: gets the weights.
+        path: a checkpoint.
+        where: what problems name.
+        whole: leave nothing out, every weight must be there.
+
     Raises:
         ConfigError: no such file, no checkpoint of ours, or nothing in it fits.
     """
     if not path.is_file():
-        raise ConfigError(f"detector.init_from: {path}: no such file")
+        raise ConfigError(f"{where}: {path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # pickle, zip and key errors all mean the same here
-        raise ConfigError(f"detector.init_from: {path}: no checkpoint of ours ({error})") from error
+        raise ConfigError(f"{where}: {path}: no checkpoint of ours ({error})") from error
     prefix = "ema.model." if any(k.startswith("ema.model.") for k in state) else "detector."
     given = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     own = detector.state_dict()
@@ -116,5 +124,11 @@ def load_weights(detector: AnyDetector, path: Path) -> None:
     named = {k if k in own else alike.get(k.replace(".", "_"), k): v for k, v in given.items()}
     fitting = {k: v for k, v in named.items() if k in own and own[k].shape == v.shape}
     if not fitting:
-        raise ConfigError(f"detector.init_from: {path}: none of its weights fit this detector")
+        raise ConfigError(f"{where}: {path}: none of its weights fit this detector")
+    if whole and fitting.keys() != own.keys():
+        lacking = sorted(own.keys() - fitting.keys())
+        raise ConfigError(
+            f"{where}: {path}: {len(lacking)} weights of this detector are not in it or have "
+            f"another shape, {lacking[0]} among them; was it made by another version?"
+        )
     detector.load_state_dict(fitting, strict=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.report.ranks import Ranks, ranks_of
 from da_leukemia.sweep.ledger import job_folder, read_failure
 from da_leukemia.sweep.matrix import Matrix, Result, Run, build_matrix
-from da_leukemia.sweep.plan import make_plan
+from da_leukemia.sweep.names import FAIR, LONGER, longer_of
+from da_leukemia.sweep.plan import make_plan, starts_trained
 
 MOST = 6
 """Methods that are drawn: a page or a picture of thirty matrices is read by nobody."""
@@ -48,6 +49,7 @@ class Contents:
         planned: number of entries in the plan.
         gap: gap closed of the headline metric.
         added: the same against twins of the same calibration, where that is another table.
+        equal: the same against twins of equal length, None where there are none.
         ranks: average ranks of the methods, None where there are too few methods or cells.
         depths: what stands behind single cells.
         costs: what each optical factor costs; empty where no devices differ in single factors.
@@ -60,6 +62,7 @@ class Contents:
     matrix: Matrix
     gap: GapTable
     added: GapTable | None
+    equal: GapTable | None = None
     ranks: Ranks | None = None
     costs: Sequence[Cost] = ()
     depths: Sequence[Depth] = ()
@@ -154,11 +157,17 @@ def gather(
     gap = gap_closed(
         matrix, metric, gains(bootstrap, found, metric), shares(bootstrap, found, metric)
     )
+    gap = replace(gap, notes=(*gap.notes, *_unequal(matrix, jobs)))
     added = None
     if any(matrix.twin(m) != matrix.reference(m) for m in matrix.adapted):
         paired = gains(bootstrap, found, metric, alike=True)
         closed = shares(bootstrap, found, metric, alike=True)
         added = gap_closed(matrix, metric, paired, closed, alike=True)
+    equal = None
+    if any(longer_of(m, matrix.methods) for m in matrix.adapted):
+        paired = gains(bootstrap, found, metric, longer=True)
+        closed = shares(bootstrap, found, metric, longer=True)
+        equal = gap_closed(matrix, metric, paired, closed, longer=True)
     costs = factor_costs(bootstrap, found, metric)
     depths = open_cells(bootstrap, matrix, gap, found, metric, _drawn(matrix, gap))
     bootstrap.save()
@@ -171,10 +180,24 @@ def gather(
         matrix=matrix,
         gap=gap,
         added=added,
+        equal=equal,
         ranks=ranks_of(matrix, metric),
         costs=costs,
         depths=depths,
     )
+
+
+def _unequal(matrix: Matrix, jobs: Iterable[Job]) -> list[str]:
+    """Say which methods took more steps than all that they are compared with."""
+    started = {job.method_name for job in jobs if job.target and starts_trained(job.method)}
+    alone = [m for m in matrix.adapted if m in started and not longer_of(m, matrix.methods)]
+    if not alone:
+        return []
+    verb = "starts" if len(alone) == 1 else "start"
+    return [
+        f"{', '.join(alone)} {verb} from a finished run and took more steps than {FAIR}; there is "
+        f"no {LONGER} beside it, the twin of equal length."
+    ]
 
 
 def _on_target(result: Result) -> Result:

@@ -13,7 +13,7 @@ from da_leukemia.config import devices_of
 from da_leukemia.report.gap import Gain, Pair
 from da_leukemia.report.intervals import Bootstrap, Bounds, Difference, scored, table_of
 from da_leukemia.sweep.matrix import Result, Run
-from da_leukemia.sweep.names import calibration_of, reference_of, uncalibrated
+from da_leukemia.sweep.names import calibration_of, longer_of, reference_of, uncalibrated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +32,11 @@ class _Runs(NamedTuple):
 
 
 def gains(
-    bootstrap: Bootstrap, results: Sequence[Result], metric: str, alike: bool = False
+    bootstrap: Bootstrap,
+    results: Sequence[Result],
+    metric: str,
+    alike: bool = False,
+    longer: bool = False,
 ) -> dict[Pair, Gain]:
     """Return the paired interval and test of adapted - fair source-only by pair.
 
@@ -45,11 +49,12 @@ def gains(
         results: of a sweep.
         metric: an AP metric.
         alike: compare with the twin of the same calibration (see `gap_closed`).
+        longer: compare with the twin of equal length (the same).
     """
     from da_leukemia.evaluation.paired import holm
 
     found = {}
-    for pair, runs in _pairs(results, alike).items():
+    for pair, runs in _pairs(results, alike, longer).items():
         test = pair[2]
         paths = _paths([*runs.mine, *runs.twin], test)
         if paths is None:
@@ -66,11 +71,15 @@ def gains(
 
 
 def shares(
-    bootstrap: Bootstrap, results: Sequence[Result], metric: str, alike: bool = False
+    bootstrap: Bootstrap,
+    results: Sequence[Result],
+    metric: str,
+    alike: bool = False,
+    longer: bool = False,
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of each method's share of the gap closed (ratio of means)."""
     methods: dict[str, dict[str, _Runs]] = {}
-    for (method, source, test), runs in _pairs(results, alike).items():
+    for (method, source, test), runs in _pairs(results, alike, longer).items():
         if runs.oracle:
             methods.setdefault(method, {})[f"{source} {test}"] = runs
     found = {}
@@ -89,7 +98,7 @@ def shares(
     return found
 
 
-def _pairs(results: Sequence[Result], alike: bool) -> dict[Pair, _Runs]:
+def _pairs(results: Sequence[Result], alike: bool, longer: bool) -> dict[Pair, _Runs]:
     """Return what is compared: runs tested on what they adapted to or calibrated, and the twins."""
     by_run = {r.run: r for r in results}
     methods = {run.method for run in by_run}
@@ -98,9 +107,14 @@ def _pairs(results: Sequence[Result], alike: bool) -> dict[Pair, _Runs]:
         seeds.setdefault(run[:3], []).append(run.seed)
     pairs: dict[Pair, _Runs] = {}
     for method, source, target in seeds:
-        reference = reference_of(method, methods)
-        if not alike and uncalibrated(reference) in methods:
-            reference = uncalibrated(reference)
+        reference = shorter = reference_of(method, methods)
+        if longer:
+            found = longer_of(method, methods)
+            if found is None or not target:
+                continue
+            reference = found
+        elif not alike and uncalibrated(reference) in methods:
+            reference = shorter = uncalibrated(reference)
         if method == reference or not (target or (calibration_of(method) and not alike)):
             continue
         if seeds[method, source, target] != seeds.get((reference, source, "")):
@@ -111,9 +125,7 @@ def _pairs(results: Sequence[Result], alike: bool) -> dict[Pair, _Runs]:
         for test in sorted({target} if target else both):
             if test not in both or test in devices_of(source):
                 continue
-            oracle = [
-                by_run[Run(reference, test, "", s)] for s in seeds.get((reference, test, ""), [])
-            ]
+            oracle = [by_run[Run(shorter, test, "", s)] for s in seeds.get((shorter, test, ""), [])]
             oracle = oracle if all(test in r.content["tests"] for r in oracle) else []
             pairs[method, source, test] = _Runs(mine, twin, oracle)
     return pairs

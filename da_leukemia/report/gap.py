@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from da_leukemia.config import devices_of
 from da_leukemia.sweep.matrix import Matrix
-from da_leukemia.sweep.names import PLAIN, detector_of
+from da_leukemia.sweep.names import PLAIN, detector_of, longer_of
 
 Pair = tuple[str, str, str]
 """(method, source, target)."""
@@ -131,6 +131,7 @@ def gap_closed(
     gains: Mapping[Pair, Gain] | None = None,
     shares: Mapping[str, tuple[float, float]] | None = None,
     alike: bool = False,
+    longer: bool = False,
 ) -> GapTable:
     """Compare every adapted or calibrated run that was tested on its target with its twins.
 
@@ -141,24 +142,31 @@ def gap_closed(
         shares: intervals of the ratio of means by method, where there are any.
         alike: compare adapted runs with the twin of the same calibration: what adaptation adds to
             it. By default the twin is not calibrated wherever there is such a run.
+        longer: compare with the twin of equal length, the methods that have one (see
+            `sweep.plan.longer_twin`): what the target's images add to as many steps on the source.
     """
     gaps = []
     notes: dict[str, None] = {}
-    twin = matrix.twin if alike else matrix.reference
+    twin = matrix.twin if alike or longer else matrix.reference
     references = {method: twin(method) for method in matrix.methods}
     for row in matrix.on_target(metric):
-        reference = references[row.method]
+        reference = shorter = references[row.method]
+        if longer:
+            found = longer_of(row.method, matrix.methods)
+            if found is None or not row.target:
+                continue
+            reference = found
         if row.test in devices_of(row.source) or (alike and not row.target):
             continue
         if row.method not in matrix.compared or row.method == reference:
             continue
         fair = matrix.cell(reference, row.source, "", row.test, metric)
-        oracle = matrix.cell(reference, row.test, "", row.test, metric)
+        oracle = matrix.cell(shorter, row.test, "", row.test, metric)
         plain = PLAIN + detector_of(row.method)
-        if oracle is None and (found := matrix.cell(plain, row.test, "", row.test, metric)):
-            oracle = found
+        if oracle is None and (instead := matrix.cell(plain, row.test, "", row.test, metric)):
+            oracle = instead
             notes[
-                f"The oracle of {row.test} is the plain {plain} run: there is no {reference} run "
+                f"The oracle of {row.test} is the plain {plain} run: there is no {shorter} run "
                 f"trained on it."
             ] = None
         reason = matrix.unfair.get(row.method)
@@ -167,7 +175,7 @@ def gap_closed(
         elif fair is None:
             reason = f"no {reference} run trained on {row.source}"
         elif oracle is None:
-            reason = f"no oracle: no {reference} run trained on {row.test}"
+            reason = f"no oracle: no {shorter} run trained on {row.test}"
         elif oracle.value <= fair.value:
             reason = f"oracle {oracle.value:.3f} is not above {reference} {fair.value:.3f}"
         closed = None

@@ -110,6 +110,8 @@ def worst_sentence(summary: GapSummary) -> str:
 def headlines(matrix: Matrix, gap: GapTable) -> list[str]:
     """Return the sentences that stand at the top of a report, most important first."""
     if not matrix.rows:
+        if matrix.unscored:
+            return ["No device has labels to test on: there is no score, only label-free ones."]
         return ["There is no result yet."]
     loss = loss_sentence(matrix, gap.metric)
     ranked = sorted(

@@ -33,10 +33,18 @@ from da_leukemia.report.sections import (
     missing_section,
     samples_section,
     settings_section,
+    unscored_section,
 )
 from da_leukemia.report.selection import selection_section
 from da_leukemia.report.slides import Summed, slides_section
-from da_leukemia.report.tables import knowledge, missing_sentence, percent, score
+from da_leukemia.report.tables import (
+    UNSCORED,
+    UNSCORED_TITLE,
+    knowledge,
+    missing_sentence,
+    percent,
+    score,
+)
 from da_leukemia.sweep.matrix import View
 
 MANY = 6
@@ -56,6 +64,7 @@ def page(contents: Contents, summed: Summed) -> str:
         ("published", "Beside published numbers", published_section(contents)),
         ("areas", "What a share of the annotation is worth", areas_section(contents)),
         ("cells", "Behind the cells", cells_section(contents)),
+        ("unlabelled", UNSCORED_TITLE, unscored_section(contents)),
         ("gap", "How much of the loss adaptation wins back", gap_section(contents)),
         (
             "ranks",
@@ -156,7 +165,7 @@ def _matrices(contents: Contents) -> str:
     opened = {(d.row.method, d.row.source, d.row.test): d for d in contents.depths}
     for metric in contents.matrix.metrics:
         views = [contents.matrix.view(m, metric) for m in contents.shown]
-        views = [v for v in views if v.cells]
+        views = [v for v in views if not v.empty]
         name, mark = escape(metric_name(metric)), f'class="metric" data-metric="{escape(metric)}"'
         if metric == contents.matrix.headline:
             parts.append(f"<div {mark}>{_metric(metric, views, opened)}</div>")
@@ -194,8 +203,8 @@ def _metric(metric: str, views: Sequence[View], opened: Opened) -> str:
     top = top_of_scale(row.value for row in rows)
     stops = ", ".join(colour(top * i / 8, top)[0] for i in range(9))
     seeds = sorted({row.seeds for row in rows})
-    many = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
-    means = "One seed." if seeds == [1] else f"Mean over {many} seeds."
+    many = " to ".join(str(n) for n in dict.fromkeys((*seeds[:1], *seeds[-1:])))
+    means = "One seed." if seeds == [1] else f"Mean over {many} seeds." if seeds else ""
     if any(row.low is not None for row in rows):
         means += (
             " Below it the 95 % interval of a bootstrap over seeds and patients (fields where a "
@@ -232,7 +241,8 @@ def _heat(view: View, top: float, opened: Opened) -> str:
 def _heat_cell(view: View, source: str, test: str, top: float, opened: Opened) -> str:
     row = view.cells.get((source, test))
     if row is None:
-        return '<td class="none">no run</td>'
+        why = UNSCORED if (source, test) in view.unscored else "no run"
+        return f'<td class="none">{why}</td>'
     span = "" if row.low is None else f"<small>{row.low:.2f}-{row.high:.2f}</small>"
     depth = opened.get((row.method, source, test))
     title = f"{row.method}, trained on {source}, tested on {test}: {row.value:.4f}"

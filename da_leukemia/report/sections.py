@@ -18,13 +18,19 @@ from da_leukemia.report.markup import breakable, escape, table
 from da_leukemia.report.samples import MIN_SCORE, Finding, Sample, choose, draw, first_sample
 from da_leukemia.report.tables import (
     DASH,
+    EQUAL_HEADER,
+    EQUAL_MEANING,
+    EQUAL_TITLE,
     GAP_HEADER,
     SUMMARY_HEADER,
+    UNSCORED_HEADER,
+    UNSCORED_MEANING,
     gap_cells,
     missing_sentence,
     refusals,
     score,
     summary_cells,
+    unscored_rows,
 )
 from da_leukemia.sweep.matrix import Result
 
@@ -40,7 +46,8 @@ def gap_section(contents: Contents) -> str:
     told = "".join(f"<li>{escape(reason)}</li>" for reason in refusals(gap, contents.shown))
     parts = [
         "<p>Gap closed = (score - fair source-only) / (oracle - fair source-only). Fair "
-        "source-only has the same steps, augmentation and averaging of weights and saw no image "
+        "source-only has the same steps (a method that starts from it takes more: see equal "
+        "length), augmentation and averaging of weights and saw no image "
         "of the tested device; adapted and calibrated runs saw unlabelled ones; the oracle is the "
         "same recipe trained on the tested device's own labels. The ratio of means is the one to "
         "quote; in brackets 95 % intervals.</p>",
@@ -53,14 +60,22 @@ def gap_section(contents: Contents) -> str:
             "<p>The same against twins of the same calibration.</p>",
             _gap_tables(contents.added, contents.shown),
         ]
+    if contents.equal is not None:
+        why = "".join(f"<li>{escape(r)}</li>" for r in refusals(contents.equal, contents.shown))
+        parts += [
+            f"<h3>{EQUAL_TITLE}</h3>",
+            f"<p>{escape(EQUAL_MEANING.replace('`', ''))}</p>",
+            _gap_tables(contents.equal, contents.shown, EQUAL_HEADER),
+            f"<p>Not given:</p><ul class='said'>{why}</ul>" if why else "",
+        ]
     return "".join(parts)
 
 
-def _gap_tables(gap: GapTable, shown: Sequence[str]) -> str:
+def _gap_tables(gap: GapTable, shown: Sequence[str], header: Sequence[str] = GAP_HEADER) -> str:
     order = [s.method for s in gap.summaries]
     best = order.index(gap.best.method) if gap.best is not None else -1
     drawn = [g for g in gap.gaps if g.method in shown]
-    pairs = table(GAP_HEADER, [gap_cells(g) for g in drawn], words=3)
+    pairs = table(header, [gap_cells(g) for g in drawn], words=3)
     opened = " open" if len(drawn) <= 12 else ""
     return (
         table(SUMMARY_HEADER, [summary_cells(s) for s in gap.summaries], words=1, best=best)
@@ -69,6 +84,14 @@ def _gap_tables(gap: GapTable, shown: Sequence[str]) -> str:
         "resampled patients or fields. p: a paired randomization test over patients, adjusted for "
         "all pairs of the table (Holm).</p></details>"
     )
+
+
+def unscored_section(contents: Contents) -> str:
+    """What images alone say of runs for devices without labels."""
+    if not contents.matrix.unscored:
+        return ""
+    rows = unscored_rows(contents.matrix)
+    return f"<p>{escape(UNSCORED_MEANING)}</p>{table(UNSCORED_HEADER, rows, words=3)}"
 
 
 DEVICES_HEADER = (

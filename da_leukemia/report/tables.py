@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 
+from da_leukemia.evaluation.label_free import SCORERS
 from da_leukemia.report import factors, ranks
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.gap import Gap, GapSummary, GapTable, gap_closed
 from da_leukemia.report.headlines import METRIC_MEANINGS, headlines, metric_name
 from da_leukemia.sweep.matrix import Matrix, Row, View
-from da_leukemia.sweep.names import calibration_of
+from da_leukemia.sweep.names import FAIR, LONGER, calibration_of
 
 WIDEST = 110
 """Columns of a terminal table before its devices are numbered."""
 
 DASH = "-"
+UNSCORED = "no test labels"
+"""In a cell that was run where nothing can be scored."""
 
 
 def _sentence(text: str) -> str:
@@ -56,7 +59,7 @@ def score(value: float | None, signed: bool = False) -> str:
 def render_text(matrix: Matrix, metric: str | None = None) -> str:
     """Return the matrix of one metric, the headline's by default, and the gap summary."""
     metric = metric or matrix.headline
-    if not matrix.rows:
+    if not matrix.rows and not matrix.unscored:
         return "No result yet: the matrix is empty."
     lines = [f"{metric_name(metric)} (rows: trained on, columns: tested on)"]
     for method in matrix.methods:
@@ -76,7 +79,9 @@ def _plain_table(view: View) -> list[str]:
         first = max(len(r) for r in (*rows, ""))
     else:
         rows = list(view.sources)
-    widths = [max(len(name), 7) + 2 for name in names]
+    blind = {test for _, test in view.unscored}
+    least = [len(UNSCORED) if test in blind else 7 for test in view.tests]
+    widths = [max(len(name), low) + 2 for name, low in zip(names, least, strict=True)]
     lines = [" " * first + "".join(n.rjust(w) for n, w in zip(names, widths, strict=True))]
     for label, source in zip(rows, view.sources, strict=True):
         cells = [_plain_cell(view, source, test) for test in view.tests]
@@ -88,7 +93,7 @@ def _plain_table(view: View) -> list[str]:
 def _plain_cell(view: View, source: str, test: str) -> str:
     row = view.cells.get((source, test))
     if row is None:
-        return f"{DASH} "
+        return f"{UNSCORED if (source, test) in view.unscored else DASH} "
     return f"({row.value:.3f})" if (source, test) in view.borrowed else f"{row.value:.3f} "
 
 
@@ -107,8 +112,11 @@ def markdown(contents: Contents) -> str:
             lines += [f"{_sentence(METRIC_MEANINGS[metric])}. Rows: trained on.", ""]
         for method in matrix.methods:
             view = matrix.view(method, metric)
-            if view.cells:
+            if not view.empty:
                 lines += [caption(view), "", *_markdown_view(view), ""]
+    if matrix.unscored:
+        lines += ["", f"## {UNSCORED_TITLE}", "", UNSCORED_MEANING, ""]
+        lines += markdown_rows(UNSCORED_HEADER, unscored_rows(matrix))
     if gap.gaps:
         lines += ["", f"## Gap closed ({metric_name(gap.metric)})", ""]
         lines += markdown_rows(GAP_HEADER, [gap_cells(g) for g in gap.gaps])
@@ -119,6 +127,12 @@ def markdown(contents: Contents) -> str:
         lines += markdown_rows(GAP_HEADER, [gap_cells(g) for g in contents.added.gaps])
         rows = [summary_cells(s) for s in contents.added.summaries]
         lines += ["", *markdown_rows(SUMMARY_HEADER, rows)]
+    if contents.equal is not None:
+        lines += ["", f"## {EQUAL_TITLE}", "", EQUAL_MEANING, ""]
+        lines += markdown_rows(EQUAL_HEADER, [gap_cells(g) for g in contents.equal.gaps])
+        rows = [summary_cells(s) for s in contents.equal.summaries]
+        lines += ["", *markdown_rows(SUMMARY_HEADER, rows)]
+        lines += ["", *[f"- {reason}" for reason in refusals(contents.equal)]]
     if contents.ranks is not None:
         lines += [
             "",
@@ -145,9 +159,33 @@ def missing_sentence(contents: Contents) -> str | None:
     return f"{said}, {failed} of them failed." if failed else f"{said} yet."
 
 
+UNSCORED_TITLE = "Devices without test labels"
+UNSCORED_MEANING = (
+    "No true score can be given there. What can be said from images alone (0 to 1, higher is "
+    "better, means over seeds; docs/selection.md says what they are worth): compare the adapted "
+    "run with its twin, and look at its detections."
+)
+UNSCORED_HEADER = ("method", "trained on", "device", *SCORERS)
+
+
+def unscored_rows(matrix: Matrix) -> list[list[str]]:
+    """Return the runs on devices without labels under `UNSCORED_HEADER`."""
+    return [
+        [u.method, u.source, u.device, *(score(u.scores.get(name)) for name in SCORERS)]
+        for u in matrix.unscored
+    ]
+
+
 GAP_HEADER = (
     *("method", "trained on", "tested on", "fair source-only", "score", "oracle"),
     *("gain", "p", "gap closed"),
+)
+EQUAL_HEADER = (*GAP_HEADER[:3], "longer source-only", *GAP_HEADER[4:])
+EQUAL_TITLE = "Against source-only of equal length"
+EQUAL_MEANING = (
+    f"A method that starts from a finished source-only run has taken more steps than {FAIR}. Its "
+    f"`{LONGER}` went on from the same weights on the source, for as many steps as the method took "
+    "on the target; the oracle did not."
 )
 SUMMARY_HEADER = (
     *("method", "pairs", "gap closed (ratio of means)", "gap closed (mean of ratios)"),
@@ -217,6 +255,8 @@ def view_rows(view: View, cell: Callable[[Row, bool], str]) -> list[list[str]]:
         + [
             cell(view.cells[source, test], (source, test) in view.borrowed)
             if (source, test) in view.cells
+            else UNSCORED
+            if (source, test) in view.unscored
             else DASH
             for test in view.tests
         ]

@@ -102,7 +102,11 @@ def model_card(result: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
     sources, target = devices_of(result["source"]), result.get("target")
     domains, data = config["data"]["domains"], result.get("data") or {}
     few = int(config["method"].get("target_labels") or 0)
+    origin = result.get("origin") or {}  # of a checkpoint, of whose source nothing was read
     seen = [f"- trained with labels on: {', '.join(sources)} ({_count(data)})"]
+    if origin:
+        content, before = config["checkpoint"]["sha256"], ", then ".join(origin["history"])
+        seen = [f"- from a checkpoint, {sources[0]} (sha256 {content[:16]}): {before}"]
     if target:
         what = f"and the labels of {few} of them" if few else "never its labels"
         seen.append(f"- adapted to: {target} ({data.get('target_images', '?')} images, {what})")
@@ -140,7 +144,11 @@ def model_card(result: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
             "",
             "## Data",
             "",
-            *(f"- {d}: {_licence(domains.get(d, {}), config)}" for d in _named(result, sources)),
+            *([f"- {sources[0]}: {origin['licence']}"] if origin else []),
+            *(
+                f"- {d}: {licence_of(domains.get(d, {}), config)}"
+                for d in _named(result, [] if origin else sources)
+            ),
             "",
             "A model inherits the conditions of the data that it was trained on.",
             "",
@@ -173,7 +181,8 @@ def _named(result: Mapping[str, Any], sources: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*sources, *target, *result["tests"]]))
 
 
-def _licence(domain: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def licence_of(domain: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return the licence of a device of a job's settings."""
     if domain.get("licence"):
         return str(domain["licence"])
     simulated = int(config["data"].get("simulate", {}).get("patients") or 0) > 0

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from da_leukemia.config import Job, devices_of
+from da_leukemia.config import Job
 from da_leukemia.evaluation.detection import detection_metrics
 from da_leukemia.evaluation.pseudo import pseudo_label_quality
 from da_leukemia.evaluation.records import FieldRecord
@@ -43,11 +43,7 @@ def callbacks(job: Job, folder: Path) -> list[Callback]:
 
 def judged_devices(job: Job) -> list[str]:
     """Return the devices for which an epoch is chosen: the target, or every other test device."""
-    return (
-        [job.target]
-        if job.target is not None
-        else [d for d in job.tests if d not in devices_of(job.source)]
-    )
+    return [job.target] if job.target is not None else [d for d in job.tests if d not in job.seen]
 
 
 def forget(folder: Path) -> None:
@@ -101,16 +97,34 @@ def kept_records(earlier: Mapping[str, Any], tests: Sequence[str]) -> list[dict[
     return kept
 
 
-def _judged(task: DetectionTask, fields: Fields) -> dict[str, Any]:
+def judge(task: DetectionTask, fields: Fields, device: str) -> dict[str, float]:
+    """Return the label-free scores of the tested network on a device; none without an image."""
     job, batch = fields.job, fields.job.trainer.batch_size
-    scores, tests = {}, {}
+    images = fields.unlabelled(device)
+    views = _spread(len(images.windows), job.selection.images)
+    if not views:
+        return {}
+    with prepared_for(task, fields, device):
+        seen = (images.searched(views[i : i + batch]) for i in range(0, len(views), batch))
+        return label_free_scores(task.tested, seen)
+
+
+def judge_unlabelled(task: DetectionTask, fields: Fields) -> dict[str, dict[str, float]]:
+    """Return the label-free scores on what has no labels to test on.
+
+    That is the target, and of a run without one every such device of the experiment.
+    """
+    job = fields.job
+    wanted = list(job.data.domains) if job.target is None else [job.target]
+    blind = [d for d in wanted if job.data.domains[d].labels == "none" and d not in job.tests]
+    return {device: found for device in blind if (found := judge(task, fields, device))}
+
+
+def _judged(task: DetectionTask, fields: Fields) -> dict[str, Any]:
+    job, scores, tests = fields.job, {}, {}
     for device in judged_devices(job):
-        images = fields.unlabelled(device)
-        views = _spread(len(images.windows), job.selection.images)
-        if views:
-            with prepared_for(task, fields, device):
-                seen = (images.searched(views[i : i + batch]) for i in range(0, len(views), batch))
-                scores[device] = label_free_scores(task.tested, seen)
+        if found := judge(task, fields, device):
+            scores[device] = found
         if device in job.tests:
             tests[device] = _score(predict_domain(task, fields, device), fields, device)
     return {"source_validation": _validated(task, fields), "scores": scores, "tests": tests}
@@ -119,7 +133,7 @@ def _judged(task: DetectionTask, fields: Fields) -> dict[str, Any]:
 def _validated(task: DetectionTask, fields: Fields) -> float | None:
     """Return the mean AP50 on the sources' validation; None where there is none to look at."""
     job, found = fields.job, []
-    for device in [] if job.method.source_free else devices_of(job.source):
+    for device in [] if job.method.source_free else job.seen:
         if len(fields.part(device, "validation")):
             records = predict_domain(task, fields, device, "validation")
             found.append(_score(records, fields, device))
@@ -151,14 +165,11 @@ def _pseudo(task: DetectionTask, fields: Fields, thresholds: torch.Tensor) -> di
     part = fields.part(job.target, "train")
     data = part.of([part.fields[i] for i in _spread(len(part), job.selection.images)])
     found = task.predict_fields(data.searches(job.trainer.batch_size), data)
-    sources = devices_of(job.source)
-    taught = set(fields.labelled(*sources)) & set(fields.labelled(job.target))
+    taught = set(fields.source_classes) & set(fields.labelled(job.target))
     quality = pseudo_label_quality(
         found, thresholds.double().numpy(), part.space.classes, sorted(taught)
     )
-    if quality is not None:
-        learned = [f for device in sources for f in fields.part(device, "train").fields]
-        cells = np.concatenate([f.labels for f in learned])
+    if quality is not None and fields.source_cells is not None:
         for name, counts in quality["per_class"].items():
-            counts["source"] = int((cells == part.space.classes.index(name)).sum())
+            counts["source"] = fields.source_cells[name]
     return quality

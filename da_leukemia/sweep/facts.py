@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.calibration.record import Calibration
-from da_leukemia.config import Data, Job, devices_of
+from da_leukemia.config import Data, Job
 from da_leukemia.data.devices import Progress, measure_devices
 from da_leukemia.data.experiment import read_experiment_data
 from da_leukemia.data.few import few_labelled
@@ -50,7 +50,7 @@ class Facts:
     def learned(self, job: Job, device: str) -> FieldIndex:
         """Return a device of a job's source as the job may know it: see `made_sparse`."""
         settings = job.data.sparse
-        if settings.whole or device not in devices_of(job.source):
+        if settings.whole or device not in job.seen:
             return self.indexes[device]
         key = f"{device} {settings}"
         if key not in self._learned:
@@ -59,9 +59,11 @@ class Facts:
 
     def trained_on(self, job: Job) -> dict[str, Any]:
         """Return what a job learns from, for its result."""
-        seen = list(devices_of(job.source))
+        seen = list(job.seen)
         counts = [self._count(job, name) for name in seen]
         prints = [told for _, _, told in counts]
+        if job.checkpoint is not None:  # which stands for all that was learned
+            prints = [job.checkpoint.sha256[:16]]
         facts: dict[str, Any] = {
             "fingerprint": prints[0] if len(prints) == 1 else _hash(" ".join(prints)),
             "train_fields": sum(fields for fields, _, _ in counts),

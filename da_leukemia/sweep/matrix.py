@@ -11,7 +11,7 @@ import csv
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +101,7 @@ class View:
         sources: devices trained on, the rows.
         tests: devices tested on, the columns.
         cells: ``(source, test)`` -> row; a pair without a run is absent.
+        unscored: pairs of a source and a device without labels that was run: there is no score.
         lender: the fair source-only twin.
         borrowed: cells that belong to it. An adapted method has no run of
             its own on the diagonal: there is nothing to adapt to.
@@ -114,6 +115,12 @@ class View:
     cells: Mapping[tuple[str, str], Row]
     borrowed: frozenset[tuple[str, str]]
     lender: str = FAIR
+    unscored: frozenset[tuple[str, str]] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not self.cells and not self.unscored
 
     def mean(self, same: bool) -> float | None:
         """Mean over the diagonal (``same``) or over all other cells; None where there is none."""
@@ -129,11 +136,13 @@ class Matrix:
         rows: see `Row`.
         unfair: method -> what distinguishes its training from that of its source-only twin.
         notes: what a reader has to know before trusting the numbers.
+        unscored: runs for devices without labels, which have no score there (see `Unscored`).
     """
 
     rows: tuple[Row, ...]
     unfair: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unscored: tuple[Unscored, ...] = ()
 
     @cached_property
     def _index(self) -> dict[str, dict[tuple[str, str, str, str], Row]]:
@@ -161,22 +170,31 @@ class Matrix:
         for row in self.rows:
             sources, tests = found.setdefault(row.metric, ({}, {}))
             sources[row.source] = tests[row.test] = None
+        for metric in {*found, self.headline} if self.unscored else ():
+            sources, tests = found.setdefault(metric, ({}, {}))
+            for run in self.unscored:
+                sources[run.source] = tests[run.device] = None
         return {m: (tuple(sources), tuple(tests)) for m, (sources, tests) in found.items()}
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
         """Methods in the order of the rows."""
-        return tuple(dict.fromkeys(r.method for r in self.rows))
+        return tuple(
+            dict.fromkeys([*(r.method for r in self.rows), *(u.method for u in self.unscored)])
+        )
 
     @cached_property
     def adapted(self) -> tuple[str, ...]:
         """Methods that looked at a target."""
-        return tuple(dict.fromkeys(r.method for r in self.rows if r.target))
+        alone = [u.method for u in self.unscored if u.target]
+        return tuple(dict.fromkeys([*(r.method for r in self.rows if r.target), *alone]))
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """Metrics that have a value somewhere."""
+        """Metrics that have a value somewhere; the first headline where nothing could be scored."""
         present = {r.metric for r in self.rows}
+        if not present and self.unscored:
+            return HEADLINES[:1]
         return tuple(m for m in (*METRICS, *sorted(present - set(METRICS))) if m in present)
 
     @cached_property
@@ -224,7 +242,23 @@ class Matrix:
                 if found is not None:
                     cells[source, test] = found
         lender = self.twin(method)
-        return View(method, metric, adapted, sources, tests, cells, frozenset(borrowed), lender)
+        blind = frozenset((u.source, u.device) for u in self.unscored if u.method == method)
+        lent = frozenset(borrowed)
+        return View(method, metric, adapted, sources, tests, cells, lent, lender, blind)
+
+
+class Unscored(NamedTuple):
+    """A run and a device of which no label is there to score it.
+
+    Attributes:
+        scores: label-free scorer -> mean over seeds (see `evaluation.label_free`).
+    """
+
+    method: str
+    source: str
+    target: str
+    device: str
+    scores: Mapping[str, float]
 
 
 IntervalsOf = Callable[[Sequence[Result], str], Mapping[str, tuple[float, float]]]
@@ -286,7 +320,26 @@ def build_matrix(
                 rows.append(Row(*key, metric, value, *ends, len(values), fields))
             else:
                 rows.append(Row(*key, metric, value, None, None, len(values), fields))
-    return Matrix(tuple(rows), _unfair(by_run), _notes(by_run, cells))
+    found = sorted(_unscored(by_run), key=lambda u: place(u[:4]))
+    return Matrix(tuple(rows), _unfair(by_run), _notes(by_run, cells), tuple(found))
+
+
+def _unscored(by_run: Mapping[Run, Result]) -> Iterator[Unscored]:
+    """Yield the runs for targets without labels, and the runs that nothing was adapted in."""
+
+    def unlabelled(result: Result, device: str) -> bool:
+        domains = (result.content.get("config") or {}).get("data", {}).get("domains", {})
+        return bool(domains.get(device, {}).get("labels") == "none")
+
+    blind = {run.target for run, r in by_run.items() if run.target and unlabelled(r, run.target)}
+    seeds: dict[tuple[str, str, str, str], list[Mapping[str, float]]] = defaultdict(list)
+    for run, result in by_run.items():
+        for device in sorted(blind) if not run.target else {run.target} & blind:
+            scores = (result.content.get("label_free") or {}).get(device) or {}
+            seeds[run.method, run.source, run.target, device].append(scores)
+    for key, each in seeds.items():
+        names = [n for n in each[0] if all(n in scores for scores in each)]
+        yield Unscored(*key, {n: math.fsum(s[n] for s in each) / len(each) for n in names})
 
 
 def _rank(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:

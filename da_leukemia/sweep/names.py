@@ -14,9 +14,12 @@ from da_leukemia.config import CALIBRATED, NAME_MARKS
 PLAIN = "source_only"
 FAIR = "fair_source_only"
 """Nothing of the target, with the steps, augmentation and EMA of the adapted methods."""
+LONGER = "longer_source_only"
+"""Goes on from `FAIR` on the source as long as a method does that begins there, too."""
 
 TWIN_MARK, AREA_MARK, CALIBRATION_MARK, DETECTOR_MARK = tuple(NAME_MARKS)
-"""`TWIN_MARK` joins `FAIR` and the method it is the twin of, where that has its own recipe."""
+"""`TWIN_MARK` joins `FAIR` and the method it is the twin of, where that has its own recipe, and
+`LONGER` and its method always."""
 
 _once = functools.lru_cache(4096)
 """A report asks the same of few names a hundred thousand times."""
@@ -83,6 +86,19 @@ def reference_of(method: str, methods: Collection[str]) -> str:
     own = f"{FAIR}{TWIN_MARK}{alone}{further}"
     _, mark, area = alone.partition(AREA_MARK)
     return own if own in methods else f"{FAIR}{mark}{area}{further}"
+
+
+def longer_of(method: str, methods: Collection[str]) -> str | None:
+    """Return the source-only run that took as many steps as a method, None where there is none.
+
+    It has the method's annotated area, calibration and detector.
+
+    Args:
+        method: a full name.
+        methods: all that are there.
+    """
+    name = f"{LONGER}{TWIN_MARK}{method}"
+    return name if name in methods else None
 
 
 def _further(method: str) -> str:

@@ -107,7 +107,7 @@ def lean(target: str | None, tests: tuple[str, ...]) -> Reader:
     told = (
         *("version", "job", "method", "source", "target", "seed", "label_space", "classes"),
         *("epochs", "config", "versions", "code", "data", "split", "devices", "device"),
-        *("timings", "memory", "attributes_learned"),
+        *("timings", "memory", "attributes_learned", "label_free"),
     )
     content: Any = dict.fromkeys(told, Any)
     of_tests = made("of_tests", {t: on if t in full else off for t in tests}, total=False)

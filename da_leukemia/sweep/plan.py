@@ -19,7 +19,15 @@ from da_leukemia.config import (
     devices_of,
 )
 from da_leukemia.errors import ConfigError
-from da_leukemia.sweep.names import DETECTOR_MARK, FAIR, PLAIN, TWIN_MARK, detector_of, full_name
+from da_leukemia.sweep.names import (
+    DETECTOR_MARK,
+    FAIR,
+    LONGER,
+    PLAIN,
+    TWIN_MARK,
+    detector_of,
+    full_name,
+)
 
 
 def needs_target(method: Method) -> bool:
@@ -38,27 +46,59 @@ def fair_twin(name: str, method: Method, fair: Method) -> tuple[str, Method]:
         fair: the experiment's fair source-only method; the twin itself where it has the same
             recipe.
     """
-    kept = [c for c in active_components(method) if not COMPONENTS[c["name"]].targeted]
-    twin = Method(method.augmentation, method.ema, components=kept)
-    recipe = (fair.augmentation, fair.ema, active_components(fair))
-    if recipe == (twin.augmentation, twin.ema, kept):
+    twin = _without_target(method)
+    if _without_target(fair) == twin:
         return FAIR, fair
     return f"{FAIR}{TWIN_MARK}{name}", twin
 
 
+def starts_trained(method: Method) -> bool:
+    """Return whether a method begins where its source-only run has ended."""
+    return method.source_free or method.continued
+
+
+def longer_twin(name: str, method: Method) -> tuple[str, Method]:
+    """Return source-only of equal length for a method that starts trained, and what it is called.
+
+    It goes on from the same weights for as many steps, at the same learning rate and with the same
+    averaging of weights; all that differs is what it sees.
+    """
+    twin = dataclasses.replace(
+        _without_target(method),
+        continued=True,
+        learning_rate_factor=method.learning_rate_factor,
+    )
+    return f"{LONGER}{TWIN_MARK}{name}", twin
+
+
+def _without_target(method: Method) -> Method:
+    """Return what is left of a method where there is no target: how it sees its source."""
+    return Method(
+        method.augmentation,
+        method.ema,
+        outside=method.outside,
+        patch_mosaics=method.patch_mosaics,
+        components=[c for c in active_components(method) if not COMPONENTS[c["name"]].targeted],
+    )
+
+
 def source_model(job: Job) -> Job:
     """Return the source-only job whose finished weights a job starts from, or tests."""
-    kept = [c for c in active_components(job.method) if not COMPONENTS[c["name"]].targeted]
-    method = Method(job.method.augmentation, job.method.ema, components=kept)
     detector = detector_of(job.method_name).removeprefix(DETECTOR_MARK)
     name = full_name(FAIR, job.data.calibration.used, detector, job.data.sparse.area)
+    method = _without_target(job.method)
     return dataclasses.replace(job, method=method, method_name=name, target=None)
+
+
+def trains(job: Job) -> bool:
+    """Return whether a job trains: not where it takes a checkpoint as it is, or finishes it."""
+    return job.checkpoint is None or job.method.source_free
 
 
 def adapts_after_training(job: Job) -> bool:
     """Return whether all that a job does with its target, it does to its finished source model."""
     kinds = {c["name"] for c in active_components(job.method) if COMPONENTS[c["name"]].targeted}
-    learns = job.method.target_labels > 0 or job.method.source_free
+    learns = job.method.target_labels > 0 or starts_trained(job.method)
     return bool(kinds) and kinds <= AFTER_TRAINING and not learns
 
 
@@ -73,8 +113,12 @@ def make_plan(experiment: Experiment) -> list[Job]:
 
     Adapted methods bring the ``experiment.twins`` they are compared with: ``fair`` is the same
     recipe without the target, ``oracle`` that recipe trained on the tested targets themselves,
-    ``plain`` source-only without EMA and strong augmentation, not calibrated where the axis has
-    such runs.
+    ``longer`` the one of equal length for a method that starts from a finished run (see
+    `longer_twin`), ``plain`` source-only without EMA and strong augmentation, not calibrated where
+    the axis has such runs.
+
+    A source that is a checkpoint is not trained: its ``fair`` twin is the checkpoint as it is, and
+    it has no ``plain`` and no ``longer`` one. Where all sources are, there need be no test.
 
     Raises:
         ConfigError: an unknown name, or a method for which no job is left.
@@ -91,7 +135,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
     problems = []
     if not sources:
         problems.append("sources: no device has labels to learn from")
-    if not tests:
+    given = experiment.checkpoints
+    trainable = [source for source in sources if source not in given]
+    if not tests and (trainable or not sources):
         problems.append("tests: empty; name at least one device")
     if not methods:
         problems.append("methods: empty; name at least one")
@@ -116,11 +162,15 @@ def make_plan(experiment: Experiment) -> list[Job]:
     if adapted and "plain" in experiment.twins and PLAIN not in alone:
         plain = experiment.adaptations.get(PLAIN, Method("weak", ema=False))
         bare = [c for c in axis if not c.used] or axis
-        rows += [(PLAIN, plain, source, None, bare) for source in sources]
+        rows += [(PLAIN, plain, source, None, bare) for source in trainable]
     if "fair" in experiment.twins:
         alone |= references
     for name, method in alone.items():
         rows += [(name, method, source, None, axis) for source in sources]
+    if "longer" in experiment.twins:
+        started = {name: method for name, method in adapted.items() if starts_trained(method)}
+        further = [longer_twin(name, method) for name, method in started.items()]
+        rows += [(*twin, source, None, axis) for twin in further for source in trainable]
     if "oracle" in experiment.twins:
         for name, method in references.items():
             rows += [(name, method, target, None, axis) for target in oracles]
@@ -217,6 +267,7 @@ def _job(
         tracking=experiment.tracking,
         tracking_checkpoints=experiment.tracking_checkpoints,
         sweep=experiment.name,
+        checkpoint=experiment.checkpoints.get(source),
     )
 
 

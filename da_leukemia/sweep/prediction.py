@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from da_leukemia.config import Job, devices_of
+from da_leukemia.config import Job
+from da_leukemia.config.origin import Origin
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.images import Store
 from da_leukemia.data.preparation import Preparation
@@ -27,12 +28,29 @@ from da_leukemia.tasks.detection import DetectionTask
 
 @dataclass(frozen=True)
 class Fields:
-    """What a job reads its fields with."""
+    """What a job reads its fields with; ``origin`` where its source is a checkpoint."""
 
     job: Job
     facts: Facts
     prepared: Mapping[str, Preparation]
     store: Store
+    origin: Origin | None = None
+
+    @property
+    def source_classes(self) -> tuple[int, ...]:
+        """The classes that the source labels."""
+        if self.origin is not None:
+            return tuple(sorted(self.space.classes.index(c) for c in self.origin.classes))
+        return self.labelled(*self.job.seen)
+
+    @cached_property
+    def source_cells(self) -> dict[str, int] | None:
+        """Labelled training cells of the source by class, None where nobody counted."""
+        if self.origin is not None:
+            return self.origin.cells
+        fields = [f for device in self.job.seen for f in self.part(device, "train").fields]
+        cells = np.concatenate([f.labels for f in fields])
+        return {name: int((cells == i).sum()) for i, name in enumerate(self.space.classes)}
 
     @property
     def space(self) -> LabelSpace:
@@ -56,7 +74,9 @@ class Fields:
     @cached_property
     def lookup(self) -> ClassLookup:
         """Attributes by cell type, from the training labels of the source or sources."""
-        indexes = [self.facts.learned(self.job, name) for name in devices_of(self.job.source)]
+        if self.origin is not None:
+            return ClassLookup.from_dict(self.origin.lookup, self.space)
+        indexes = [self.facts.learned(self.job, name) for name in self.job.seen]
         seen = [f for index in indexes for f in self.facts.split.select(index, "train")]
         return fit_lookup(
             np.concatenate([f.labels[learned(f)] for f in seen]),

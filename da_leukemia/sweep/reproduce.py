@@ -115,6 +115,11 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
                 for w, a, b in _pairs(before.get(part), now.get(part), part)
                 if a != b
             ]
+    unlabelled = before.get("label_free", {})
+    for where, a, b in _pairs(unlabelled, now["label_free"] if unlabelled else {}, "label_free"):
+        found.compared += 1
+        if a != b:
+            found.scores.append(f"{where}: {a} -> {b}")
     for device, test in before["tests"].items():
         other = now["tests"].get(device)
         if other is None:

@@ -66,7 +66,8 @@ def missing_folders(experiment: Experiment) -> list[str]:
 def summary(experiment: Experiment, standings: Mapping[str, Standing]) -> str:
     """Return one line of counts."""
     counts = ", ".join(f"{n} {state}" for state, n in ledger.count(standings).items() if n)
-    devices = counted(len(set(experiment.tests or experiment.data.domains)), "device")
+    tests = experiment.data.domains if experiment.tests is None else set(experiment.tests)
+    devices = counted(len(tests), "device") if tests else "no device (none has test labels)"
     jobs = counted(len(standings), "job")
     return f"{experiment.folder}: {jobs}, each tested on {devices}: {counts}"
 

@@ -20,14 +20,17 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from da_leukemia.adaptation.build import build_components
+from da_leukemia.calibration.record import Calibration
 from da_leukemia.config import Job, Trainer, devices_of, load_job
+from da_leukemia.config.checkpoints import origin_of
+from da_leukemia.config.origin import KEY, Origin, best_known, history_of, read_origin
 from da_leukemia.data.cells.sampling import known_cells
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
 from da_leukemia.data.few import few_labelled
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.data.images import open_store
-from da_leukemia.data.preparation import preparations
-from da_leukemia.errors import UserError
+from da_leukemia.data.preparation import Preparation, preparations
+from da_leukemia.errors import ConfigError, UserError
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.files import replacing
 from da_leukemia.labels import get_label_space
@@ -35,10 +38,10 @@ from da_leukemia.models.factory import build_detector, load_weights
 from da_leukemia.sweep import epochs, outdated
 from da_leukemia.sweep.attempt import Busy, insist
 from da_leukemia.sweep.card import NAME as CARD
-from da_leukemia.sweep.card import write_card
+from da_leukemia.sweep.card import licence_of, write_card
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
 from da_leukemia.sweep.ledger import RESULT_VERSION, job_folder, write_json, written
-from da_leukemia.sweep.plan import adapts_after_training, source_model
+from da_leukemia.sweep.plan import adapts_after_training, source_model, starts_trained, trains
 from da_leukemia.sweep.prediction import Fields, evaluate_domain, predict_domain
 from da_leukemia.sweep.provenance import code_version, device_name, peak_memory, versions
 from da_leukemia.tasks.callbacks import JobLog
@@ -69,21 +72,27 @@ def run_job(folder: Path) -> None:
     trained_on = facts.trained_on(job)
     _forget_other_data(job, folder, trained_on)
     write_json(folder / "split.json", json.loads(facts.split.to_json()))
-    kept = _kept_tests(job, folder, trained_on, facts)
+    earlier = _kept_tests(job, folder, trained_on, facts)
+    kept = earlier or {}
     missing = [d for d in job.tests if d not in kept]
-    if not missing:
+    if earlier is not None and not missing:
         return
-    prepared = preparations(job.data, facts.devices, job.source)
+    origin = None
+    if job.checkpoint is not None:
+        origin = origin_of(job.checkpoint, f"checkpoints.{job.source}")
+    prepared = _prepared(job, facts, origin)
     store = open_store(job.data, list(facts.indexes.values()), prepared)
-    fields = Fields(job, facts, prepared, store)
+    fields = Fields(job, facts, prepared, store, origin)
     task = build_task(
         job,
         scaled=any(prepared[d].scaled for d in devices_of(job.source)),
-        source_classes=fields.labelled(*devices_of(job.source)),
+        source_classes=fields.source_classes,
     )
-    if job.method.source_free:
+    if job.checkpoint is not None:
+        _start_from_checkpoint(job, task, Path(job.checkpoint.path))
+    elif starts_trained(job.method):
         _start_from_source(job, task, folder)
-    if adapts_after_training(job) and not job.selection.every:  # its epochs are gone by now
+    elif adapts_after_training(job) and not job.selection.every:  # its epochs are gone by now
         _take_over(job, folder)
     tracker = None
     if job.tracking == "wandb":
@@ -91,13 +100,17 @@ def run_job(folder: Path) -> None:
 
         tracker = start_job(job, folder)
     try:
-        train_seconds = _train(job, task, fields, folder, tracker)
-        if kept:  # trained before: nothing but the checkpoint was read now
+        if trains(job):
+            train_seconds = _train(job, task, fields, folder, tracker)
+        else:
+            train_seconds = _keep_as_it_is(task, folder)
+        if earlier is not None:  # trained before: nothing but the checkpoint was read now
             train_seconds = float(read_result(folder)["timings"]["train_s"])
         log = JobLog(folder, job.trainer.steps)
         log.say("test", job.trainer.steps)
         begun = time.monotonic()
         tests = kept | test_domains(task, fields, folder, missing)
+        unlabelled = epochs.judge_unlabelled(task, fields)
         tested_seconds = time.monotonic() - begun
         records = epochs.record_epochs(task, fields, folder)
         if kept and not records:  # a new device: the weights are gone, what they were is known
@@ -113,6 +126,7 @@ def run_job(folder: Path) -> None:
             "label_space": job.data.label_space,
             "classes": list(space.classes),
             "tests": tests,
+            "label_free": unlabelled,
             "epochs": records,
             "config": dataclasses.asdict(job),
             "versions": versions(),
@@ -132,7 +146,10 @@ def run_job(folder: Path) -> None:
                 "total_s": round(time.monotonic() - started, 2),
             },
         }
-        slim(folder)
+        said = _origin_for_others(result, fields)
+        if origin is not None:
+            result["origin"] = {"history": said.history, "licence": said.licence}
+        slim(folder, said)
         if tracker is not None:
             from da_leukemia.tracking.wandb_run import finish_job
 
@@ -171,14 +188,17 @@ def _forget_other_data(job: Job, folder: Path, now: Mapping[str, Any]) -> None:
 
 def _kept_tests(
     job: Job, folder: Path, trained_on: Mapping[str, Any], facts: Facts
-) -> dict[str, Any]:
-    """Return the tests of an earlier result on the same data: a new device only adds tests."""
+) -> dict[str, Any] | None:
+    """Return the tests of an earlier result on the same data: a new device only adds tests.
+
+    None without such a result.
+    """
     try:
         earlier = read_result(folder)
     except (OSError, ValueError):
-        return {}
+        return None
     if earlier.get("job") != job.hash or earlier.get("data") != trained_on:
-        return {}
+        return None
     tests: dict[str, Any] = earlier["tests"]
     return {
         domain: test
@@ -246,9 +266,10 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
         )
     task = build_task(job)
     task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
-    prepared = preparations(job.data, facts.devices, job.source)
+    origin = None if job.checkpoint is None else read_origin(checkpoint)  # as it inherited it
+    prepared = _prepared(job, facts, origin)
     store = open_store(job.data, [facts.indexes[d] for d in wanted], prepared)
-    fields = Fields(job, facts, prepared, store)
+    fields = Fields(job, facts, prepared, store, origin)
     tested = {}
     for domain in wanted:
         records = predict_domain(task, fields, domain)
@@ -257,8 +278,59 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
     return tested
 
 
+def _prepared(job: Job, facts: Facts, origin: Origin | None) -> dict[str, Preparation]:
+    """Return how each device is prepared; of a checkpoint's source there is the record alone."""
+    devices = dict(facts.devices)
+    if origin is not None and job.data.calibration.used:
+        if origin.device is None:
+            raise ConfigError(
+                f"checkpoints.{job.source}: was trained with calibrated images, but holds no "
+                "calibration of its source"
+            )
+        devices[job.source] = Calibration.from_dict(origin.device)
+    return preparations(job.data, devices, job.source)
+
+
+def _start_from_checkpoint(job: Job, task: DetectionTask, path: Path) -> None:
+    load_weights(task.detector, path, f"checkpoints.{job.source}", whole=True)
+    if task.ema is not None:
+        task.ema.start_from(task.detector)
+
+
+def _keep_as_it_is(task: DetectionTask, folder: Path) -> float:
+    """Leave the weights in the job's folder as if they had been trained there. Returns seconds."""
+    path = folder / "checkpoints" / "last.ckpt"
+    content = {"state_dict": task.state_dict(), "optimizer_states": [], "global_step": 0}
+    with written(path), replacing(path) as temporary:
+        torch.save(content, temporary)
+    return 0.0
+
+
+def _origin_for_others(result: Mapping[str, Any], fields: Fields) -> Origin:
+    """Return what the checkpoint of a finished job is to say of itself (see `config.origin`)."""
+    job, facts, told = fields.job, fields.facts, history_of(result)
+    if fields.origin is not None:
+        return dataclasses.replace(fields.origin, history=[*fields.origin.history, told])
+    devices = [facts.devices[d].to_dict() for d in job.seen if d in facts.devices]
+    domains = result["config"]["data"]["domains"]
+    licences = [f"{d}: {licence_of(domains[d], result['config'])}" for d in job.seen]
+    return Origin(
+        label_space=job.data.label_space,
+        image_size=job.data.image_size,
+        detector=result["config"]["detector"],
+        calibration=result["config"]["data"]["calibration"],
+        device=best_known(devices),
+        classes=[fields.space.classes[i] for i in fields.source_classes],
+        cells=fields.source_cells,
+        fields=result["data"]["train_fields"],
+        lookup=result["attribute_lookup"],
+        licence="; ".join(licences),
+        history=[told],
+    )
+
+
 def _start_from_source(job: Job, task: DetectionTask, folder: Path) -> None:
-    """Give a source-free task the weights of its source-only run, which is trained if need be."""
+    """Give a task the weights of its source-only run, which is trained if need be."""
     if not job.detector.init_from:
         load_weights(task.detector, _source_model(job, folder) / "checkpoints" / "last.ckpt")
     if task.ema is not None:
@@ -303,7 +375,10 @@ def build_task(job: Job, scaled: bool = False, source_classes: Sequence[int] = (
         # Filling every fresh tensor with NaN is for finding bugs, and costs a seventh of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     space = get_label_space(job.data.label_space)
-    detector = build_detector(job.detector, space, job.data.image_size)
+    settings = job.detector
+    if job.checkpoint is not None:  # which brings all weights
+        settings = dataclasses.replace(settings, pretrained=False, init_from=None)
+    detector = build_detector(settings, space, job.data.image_size)
     if job.trainer.compile:
         detector.compile()
     augmentation = job.augmentation
@@ -339,11 +414,7 @@ def _train(
         "store": fields.store,
         "mosaics": job.method.patch_mosaics,
     }
-    source = [
-        fields.facts.learned(job, name)
-        for name in devices_of(job.source)
-        if not job.method.source_free
-    ]
+    source = [fields.facts.learned(job, name) for name in job.seen if not job.method.source_free]
     if isinstance(task, CellClassification):
         source = [known_cells(index) for index in source]
         common["balanced"] = job.detector.classifier.sampling == "balanced"
@@ -402,19 +473,22 @@ def _train(
     return time.monotonic() - begun
 
 
-def slim(folder: Path) -> None:
+def slim(folder: Path, origin: Origin) -> None:
     """Leave out of a finished job's checkpoint what only further training needs.
 
     The moments of the optimiser are over a quarter of the file. All else stays, so that Lightning
     still loads it: a new test device, or a method that begins where this training ended, changes
-    no weight.
+    no weight. It says of itself what it is, so that it can be adapted where nothing else is.
     """
     path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
         return
     content = torch.load(path, map_location="cpu", weights_only=True)
-    if not any(optimiser["state"] for optimiser in content["optimizer_states"]):
+    said = origin.to_dict()
+    moments = any(optimiser["state"] for optimiser in content["optimizer_states"])
+    if not moments and content.get(KEY) == said:
         return
+    content[KEY] = said
     for optimiser in content["optimizer_states"]:
         optimiser["state"] = {}
     with written(path), replacing(path) as temporary:

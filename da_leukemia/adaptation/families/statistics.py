@@ -1,0 +1,38 @@
+"""Settings of what acts on the finished network. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass
+class AdaBN:
+    """After training, BatchNorm statistics of the target's training images (Li et al., 2016).
+
+    Attributes:
+        weight: share of the target's statistics in the mixture with the source's; 0 removes it.
+        batches: at most so many batches are looked at.
+    """
+
+    strength: ClassVar[str] = "weight"
+    targeted: ClassVar[bool] = True
+
+    weight: float = 1.0
+    batches: int = 64
+
+
+@dataclass
+class Tent:
+    """After training, entropy minimisation on norm layers (TENT; Wang et al., ICLR 2021).
+
+    Attributes:
+        learning_rate: of Adam; 0 removes the component.
+        steps: batches of the target's training images that are learned from.
+    """
+
+    strength: ClassVar[str] = "learning_rate"
+    targeted: ClassVar[bool] = True
+
+    learning_rate: float = 1e-3
+    steps: int = 20
