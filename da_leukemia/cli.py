@@ -361,7 +361,11 @@ def _choose(experiment: Experiment, chosen: dict[str, str]) -> Job:
 def _evaluate(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.folder
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: no job's folder (there is no config.yaml in it)")
+        jobs = sorted(path.parent.name for path in folder.glob("jobs/*/config.yaml"))
+        raise UserError(
+            f"{folder}: no job's folder (there is no config.yaml in it)"
+            + (f"; it has {len(jobs)} in {folder / 'jobs'}: {', '.join(jobs[:6])}" if jobs else "")
+        )
     if not 0 <= arguments.min_score <= 1:
         raise UserError(f"--min-score: expected a score from 0 to 1, got {arguments.min_score}")
     if arguments.detections is not None:
@@ -380,6 +384,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         found = {device: (t.records, t.fields) for device, t in tested.items()}
         write_detections(arguments.detections, found, space, arguments.min_score)
         print(f"written: {arguments.detections}", file=sys.stderr)
+        for device, (records, _) in found.items():
+            surest = max((float(r.scores.max(initial=0.0)) for r in records), default=0.0)
+            if surest < arguments.min_score:
+                print(
+                    f"{device}: nothing was found with a score of {arguments.min_score} or more; "
+                    f"the surest find has {surest:.3f} (see --min-score)",
+                    file=sys.stderr,
+                )
     metrics = {device: t.metrics for device, t in tested.items()}
     print(json.dumps(metrics, indent=1) if arguments.json else _scores(metrics))
     return 0

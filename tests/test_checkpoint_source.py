@@ -29,7 +29,9 @@ from da_leukemia.config.origin import FORMAT, KEY, Origin, read_origin
 from da_leukemia.data.preflight import preflight
 from da_leukemia.errors import ConfigError, DataError
 from da_leukemia.report import gather, write_report
+from da_leukemia.report.samples import choose, first_sample
 from da_leukemia.sweep import ledger, worker
+from da_leukemia.sweep.card import model_card
 from da_leukemia.sweep.plan import label, make_plan, trains
 
 H, L = "H_100X_C2", "L_100X_C2"
@@ -329,6 +331,10 @@ def test_without_labels_there_are_weights_and_label_free_scores_alone(sweep):
         assert all(0 <= value <= 1 for value in scores.values())
     assert (folders[FREE_BLIND] / "checkpoints" / "last.ckpt").is_file()
     assert results[FREE_L]["label_free"] == {}
+    for name in (AS_IS, FREE_BLIND):  # what nobody can score can be looked at
+        sampled = json.loads((folders[name] / "samples" / "blind.json").read_text())
+        assert [s["truths"] for s in sampled] == [[]] * len(sampled)
+        assert sampled
 
 
 def test_what_is_said_of_the_source_goes_on_to_the_next(sweep, lab):
@@ -415,7 +421,27 @@ def test_the_report_says_no_test_labels(sweep, tmp_path):
         text = (folder / name).read_text(encoding="utf-8")
         assert "no test labels" in text
         assert "Devices without test labels" in text
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for method in ("fair_source_only+scale", "free+scale"):
+        assert {test for test, runs in choose(contents, first_sample) if method in names(runs)} == {
+            L,
+            "blind",
+        }
+    assert page.count("data:image/jpeg") >= 4
     assert "blind" not in (folder / "matrix.csv").read_text().replace("lab,blind,L_100X_C2", "")
+
+
+def names(runs):
+    return [result.run.method for result, _ in runs]
+
+
+def test_the_card_of_a_run_without_test_labels_gives_no_table(sweep):
+    _, _, results = sweep
+    card = model_card({**results[FREE_BLIND], "tests": {}}, {})
+    assert "no score is known" in card
+    assert "- blind: agreement 0." in card
+    assert "| tested on |" not in card
+    assert "| tested on |" in model_card(results[FREE_BLIND], {})
 
 
 def test_no_label_at_all_makes_a_report_too(sweep, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import html.parser
 import json
@@ -189,6 +190,22 @@ def test_samples_of_every_device_are_drawn(report):
     assert len(page.images) > len(samples)  # the others are cells that moved
     assert all(image["src"].startswith("data:image/jpeg") for image in page.images)
     assert re.search(r"nuclear shape regular 80\s%", page.text)
+
+
+def test_methods_that_do_not_adapt_are_shown_as_their_reference_is(sweep, tmp_path):
+    """Of a sweep without targets, too, what was asked for is seen beside the reference."""
+    experiment, results = sweep
+    experiment = copy.deepcopy(experiment)
+    experiment.methods, experiment.twins = ["fair_source_only", "source_only"], []
+    alone = [r for r in results if r["method"] in experiment.methods]
+    for job in make_plan(experiment):
+        write_samples(experiment, job)
+    page = (write_report(experiment, alone, tmp_path / "report")).read_text(encoding="utf-8")
+    text = Page(page).text
+    assert "source_only, same" in text
+    assert "source_only, other" in text
+    for name in experiment.methods:
+        assert f"<figcaption><b>{name.replace('_', '_<wbr>')}</b>" in page
 
 
 def test_the_picture_opens(report):

@@ -9,7 +9,6 @@ from typing import Any
 from da_leukemia.config import devices_of
 from da_leukemia.evaluation.as_released import MAX_DETECTIONS, NMS_IOU, SCORE_THRESHOLD
 from da_leukemia.report.contents import Contents
-from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.markup import escape, table
 from da_leukemia.report.tables import DASH, score
 from da_leukemia.sweep.matrix import Result
@@ -107,7 +106,6 @@ def _without_empty(
 
 
 def _groups(contents: Contents) -> Iterator[tuple[str, bool, Tested]]:
-    reference = reference_method(contents.matrix)
     groups: dict[tuple[str, bool], Tested] = {}
     for result in contents.results:
         run, trained_on = result.run, devices_of(result.run.source)
@@ -115,7 +113,7 @@ def _groups(contents: Contents) -> Iterator[tuple[str, bool, Tested]]:
             if test in result.content["tests"]:
                 groups.setdefault((run.method, test in trained_on), []).append((result, test))
     for method in contents.shown:
-        for same in (True, False) if method == reference else (False,):
+        for same in (True, False):
             if (method, same) in groups:
                 yield method, same, groups[method, same]
 

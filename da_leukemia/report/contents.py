@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -157,7 +157,7 @@ def gather(
     gap = gap_closed(
         matrix, metric, gains(bootstrap, found, metric), shares(bootstrap, found, metric)
     )
-    gap = replace(gap, notes=(*gap.notes, *_unequal(matrix, jobs)))
+    gap = replace(gap, notes=(*gap.notes, *_unequal(matrix, jobs, experiment.checkpoints)))
     added = None
     if any(matrix.twin(m) != matrix.reference(m) for m in matrix.adapted):
         paired = gains(bootstrap, found, metric, alike=True)
@@ -187,17 +187,18 @@ def gather(
     )
 
 
-def _unequal(matrix: Matrix, jobs: Iterable[Job]) -> list[str]:
+def _unequal(matrix: Matrix, jobs: Iterable[Job], checkpoints: Collection[str] = ()) -> list[str]:
     """Say which methods took more steps than all that they are compared with."""
     started = {job.method_name for job in jobs if job.target and starts_trained(job.method)}
     alone = [m for m in matrix.adapted if m in started and not longer_of(m, matrix.methods)]
     if not alone:
         return []
     verb = "starts" if len(alone) == 1 else "start"
-    return [
-        f"{', '.join(alone)} {verb} from a finished run and took more steps than {FAIR}; there is "
-        f"no {LONGER} beside it, the twin of equal length."
-    ]
+    if all(job.source in checkpoints for job in jobs):
+        why = f"a {LONGER} of equal length would need the data that the checkpoint was trained on."
+    else:
+        why = f"there is no {LONGER} beside it, the twin of equal length."
+    return [f"{', '.join(alone)} {verb} from a finished run and took more steps than {FAIR}; {why}"]
 
 
 def _on_target(result: Result) -> Result:

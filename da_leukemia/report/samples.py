@@ -147,7 +147,10 @@ def first_sample(result: Result, test: str) -> Sample | None:
 def choose(
     contents: Contents, look: Callable[[Result, str], T | None]
 ) -> list[tuple[str, list[tuple[Result, T]]]]:
-    """Return for every test device what two runs left of it: without and with adaptation.
+    """Return for every tested device what two runs left of it: without and with adaptation.
+
+    With adaptation is the method that closes most of the gap; where no gap is known the first that
+    adapts, and where none does the first other method. Devices without labels follow.
 
     The detector was trained on another device wherever there is one: the first in the order of
     the experiment, not the one that makes the best picture.
@@ -156,11 +159,15 @@ def choose(
         contents: what is reported.
         look: returns what is wanted of a run on a device, None where it left nothing.
     """
-    reference = reference_method(contents.matrix)
-    best = contents.gap.best
-    methods = dict.fromkeys(m for m in (reference, best.method if best else None) if m)
+    matrix, best = contents.matrix, contents.gap.best
+    reference = reference_method(matrix)
+    others = [m for m in contents.shown if m != reference]
+    others.sort(key=lambda m: m not in matrix.adapted)  # stable: else as in the experiment
+    second = best.method if best else next(iter(others), None)
+    methods = dict.fromkeys(m for m in (reference, second) if m)
     chosen = []
-    for test in contents.experiment.tests or ():
+    blind = dict.fromkeys(run.device for run in matrix.unscored)
+    for test in (*(contents.experiment.tests or ()), *blind):
         by_source: dict[str, dict[str, tuple[Result, T]]] = {}
         for method in methods:
             for result in contents.results:
@@ -168,7 +175,7 @@ def choose(
                 seen = by_source.setdefault(run.source, {})
                 if run.method != method or run.target not in ("", test) or method in seen:
                     continue
-                if test not in result.content["tests"]:
+                if not result.looked_at(test):
                     continue
                 if (left := look(result, test)) is not None:
                     seen[method] = (result, left)

@@ -13,7 +13,6 @@ from da_leukemia.calibration.record import Calibration, Quantity
 from da_leukemia.config import devices_of
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.gap import GapTable
-from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.markup import breakable, escape, table
 from da_leukemia.report.samples import MIN_SCORE, Finding, Sample, choose, draw, first_sample
 from da_leukemia.report.tables import (
@@ -165,7 +164,6 @@ def details_section(contents: Contents) -> str:
 def _breakdown(
     contents: Contents, section: str, key: str, what: str
 ) -> tuple[list[list[str]], list[str]]:
-    reference = reference_method(contents.matrix)
     values: dict[str, dict[tuple[str, bool], list[float]]] = {}
     truths: dict[str, dict[str, int]] = {}
     for result in contents.results:
@@ -182,14 +180,14 @@ def _breakdown(
                     place.setdefault((run.method, test in devices_of(run.source)), []).append(
                         entry[key]
                     )
-    columns = [(reference, True)] if reference else []
-    columns += [(method, False) for method in contents.shown]
+    there = {place for places in values.values() for place in places}
+    columns = [(m, same) for same in (True, False) for m in contents.shown if (m, same) in there]
     header = [what, "cells", *(f"{m}, {'same' if s else 'other'}" for m, s in columns)]
     rows = []
     for name, counted in truths.items():
         found: list[float | None] = []
         for method, same in columns:
-            scores = values.get(name, {}).get((str(method), same))
+            scores = values.get(name, {}).get((method, same))
             found.append(fmean(scores) if scores else None)
         rows.append([name, str(sum(counted.values())), *(score(v) for v in found)])
     return rows, header

@@ -38,7 +38,7 @@ def knowledge(view: View) -> str:
         return "adapted to the device it is tested on"
     if calibration_of(view.method):
         return "calibrated with unlabelled images of the device it is tested on"
-    return "no image of the device it is tested on"
+    return "trained on the row's device alone"
 
 
 def percent(share: float | None) -> str:

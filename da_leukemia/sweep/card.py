@@ -134,13 +134,7 @@ def model_card(result: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
             "",
             "## Scores",
             "",
-            "On test patients that were never trained on. One seed; 95 % intervals over patients "
-            "(fields where a device names none). The report of the sweep has other metrics and "
-            "the spread over seeds.",
-            "",
-            f"| tested on | {shown.name} | 95 % interval | attribute F1 | fields | cells |",
-            "|---|---|---|---|---|---|",
-            *(_row(shown, d, t["metrics"], found.get(d)) for d, t in result["tests"].items()),
+            *_scores(result, found),
             "",
             "## Data",
             "",
@@ -189,6 +183,26 @@ def licence_of(domain: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return SIMULATED_LICENCE if simulated else UNKNOWN_LICENCE
 
 
+def _scores(result: Mapping[str, Any], found: Mapping[str, Interval]) -> list[str]:
+    """Return the table of scores; where no device has test labels, what images alone say."""
+    shown = shown_of(result)
+    if result["tests"]:
+        return [
+            "On test patients that were never trained on. One seed; 95 % intervals over patients "
+            "(fields where a device names none). The report of the sweep has other metrics and "
+            "the spread over seeds.",
+            "",
+            f"| tested on | {shown.name} | 95 % interval | attribute F1 | fields | cells |",
+            "|---|---|---|---|---|---|",
+            *(_row(shown, d, t["metrics"], found.get(d)) for d, t in result["tests"].items()),
+        ]
+    lines = ["No device has test labels, so no score is known. What images alone say (0 to 1):", ""]
+    for device, scores in (result.get("label_free") or {}).items():
+        told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        lines.append(f"- {device}: {told}")
+    return lines
+
+
 def _row(shown: Shown, device: str, metrics: Mapping[str, Any], interval: Interval | None) -> str:
     def number(name: str) -> str:
         value = metrics.get(name)
@@ -204,7 +218,7 @@ def _limits(result: Mapping[str, Any], sources: Sequence[str], unseen: Sequence[
     shown = shown_of(result)
     known = {d: t["metrics"].get(shown.headline) for d, t in result["tests"].items()}
     scores = {device: value for device, value in known.items() if value is not None}
-    lines = ["- Devices that are not in the table above: no score is known, expect a loss."]
+    lines = ["- Devices without a score above: expect a loss."]
     own = [scores[d] for d in sources if d in scores]
     others = {d: v for d, v in scores.items() if d not in sources}
     if own and others:
@@ -223,7 +237,7 @@ def _limits(result: Mapping[str, Any], sources: Sequence[str], unseen: Sequence[
     )
     if rare:
         lines.append(f"- Fewer than 10 test cells on some device: {', '.join(rare)}.")
-    if not unseen:
+    if result["tests"] and not unseen:
         lines.append("- It was not tested on any device of which it saw nothing.")
     return lines
 

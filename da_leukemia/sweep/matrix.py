@@ -69,9 +69,13 @@ class Result:
         metrics: Mapping[str, Any] = self.content["tests"][test]["metrics"]
         return metrics
 
+    def looked_at(self, test: str) -> bool:
+        """Whether the run was tested on a device, or left what it finds there without a score."""
+        return test in self.content["tests"] or test in (self.content.get("label_free") or {})
+
     def records(self, test: str) -> Path | None:
         """File of the per-field records, None where it is not there."""
-        name = self.content["tests"][test].get("records")
+        name = self.content["tests"].get(test, {}).get("records")
         if self.folder is None or not name:
             return None
         path = os.path.join(self.folder, name)  # noqa: PTH118  (asked 100,000 times in a report)

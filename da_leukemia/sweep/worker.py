@@ -111,6 +111,8 @@ def run_job(folder: Path) -> None:
         begun = time.monotonic()
         tests = kept | test_domains(task, fields, folder, missing)
         unlabelled = epochs.judge_unlabelled(task, fields)
+        for domain in unlabelled:  # nobody can score it, but anybody can look
+            _write_samples(predict_domain(task, fields, domain), fields, folder, domain)
         tested_seconds = time.monotonic() - begun
         records = epochs.record_epochs(task, fields, folder)
         if kept and not records:  # a new device: the weights are gone, what they were is known
@@ -523,18 +525,14 @@ def test_domains(
     task: DetectionTask, fields: Fields, folder: Path, domains: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Test on each device; write the records and some sample fields beside the result."""
-    job, indexes = fields.job, fields.facts.indexes
-    space = get_label_space(job.data.label_space)
+    job = fields.job
     (folder / "records").mkdir(exist_ok=True)
-    (folder / "samples").mkdir(exist_ok=True)
     tests = {}
     for domain in domains:
         records = predict_domain(task, fields, domain)
         path = Path("records") / f"{domain}.npz"
         save_records(folder / path, records)
-        by_key = {f.key: f for f in indexes[domain].fields}
-        samples = sample_fields(records, by_key, space)
-        write_json(folder / "samples" / f"{domain}.json", samples)
+        _write_samples(records, fields, folder, domain)
         metrics = evaluate_domain(records, fields, domain)
         tests[domain] = {
             "metrics": metrics,
@@ -542,6 +540,15 @@ def test_domains(
             "fingerprint": fields.facts.tested_on(job, domain),
         }
     return tests
+
+
+def _write_samples(
+    records: Sequence[FieldRecord], fields: Fields, folder: Path, domain: str
+) -> None:
+    (folder / "samples").mkdir(exist_ok=True)
+    by_key = {f.key: f for f in fields.facts.indexes[domain].fields}
+    samples = sample_fields(records, by_key, fields.space)
+    write_json(folder / "samples" / f"{domain}.json", samples)
 
 
 def _quiet() -> None:
