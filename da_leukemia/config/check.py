@@ -209,10 +209,19 @@ def check_cells(experiment: Experiment) -> list[str]:
         found += _check_cells_for(experiment, detector, where)
     if all(d.kind != "classifier" for d in detectors.values()):
         return found
-    if experiment.data.calibration.used or any(c != "none" for c in experiment.calibration or []):
+    used = set(experiment.data.calibration.used)
+    used |= {part for c in experiment.calibration or [] for part in CALIBRATIONS.get(c, ())}
+    if used - {"colour"}:
         found.append(
-            "calibration: is measured on whole fields (red cells, background), not on single cells"
+            f"calibration: {', '.join(sorted(used - {'colour'}))} goes by place and size in a "
+            "whole field; of single cells colour alone can be calibrated: calibration=[none,colour]"
         )
+    found += [
+        f"data.domains.{name}.calibration: nothing can be measured on single cells; name the file "
+        "that `da-leukemia calibrate` wrote for whole fields of this device"
+        for name, domain in domains.items()
+        if used and domain.format == "cells" and domain.calibration == "auto"
+    ]
     if not experiment.data.sparse.whole or any(area != 1 for area in experiment.sparse or []):
         found.append(
             "sparse: leaves out cells by where they lie in a field; a single cell is its whole "

@@ -11,10 +11,20 @@ from pathlib import Path
 from da_leukemia.calibration.automatic import calibrate_images
 from da_leukemia.calibration.record import Calibration, load
 from da_leukemia.config import Data
-from da_leukemia.data.cache import cache_folder, code_version, file_name, file_state, store
+from da_leukemia.data.cache import (
+    cache_folder,
+    code_version,
+    file_name,
+    file_state,
+    read_cached,
+    store,
+)
+from da_leukemia.data.cells.crops import field_name
+from da_leukemia.data.experiment import domain_source
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.splits import Split
 from da_leukemia.errors import DataError
+from da_leukemia.labels import get_label_space
 
 Progress = Callable[[int, int], None]
 
@@ -59,9 +69,21 @@ def measure_devices(
     return found
 
 
+def _photographs(data: Data, index: FieldIndex, part: FieldIndex) -> list[Path]:
+    """Return the images of some of a device's fields; of cut cells those they were cut out of."""
+    if data.domains[index.domain].crop is None:
+        return [f.image for f in part]
+    source, space = domain_source(data, index.domain), get_label_space(data.label_space)
+    fields = read_cached(
+        source, data.domains[index.domain].format, space, cache_folder(data.cache_dir)
+    )
+    wanted = {(cell.patient, field_name(cell)) for cell in part}
+    return [f.image for f in fields if (f.patient, f.name) in wanted]
+
+
 def _measured(data: Data, index: FieldIndex, split: Split) -> Calibration:
-    train = [f.image for f in split.select(index, "train").fields]
-    paths = sorted(set(train or [f.image for f in index.fields]))
+    train = _photographs(data, index, split.select(index, "train"))
+    paths = sorted(set(train or _photographs(data, index, index)))
     told = [_ESTIMATOR, data.calibration.images]
     told += [(str(Path.cwd() / p), file_state(p)) for p in paths]
     digest = hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()[:24]

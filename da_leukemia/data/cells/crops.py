@@ -23,7 +23,13 @@ from da_leukemia.errors import ConfigError
 from da_leukemia.labels import UNKNOWN
 
 _THREADS = 4
+_MARK = "#"
 _CODE = code_version([Path(__file__)])
+
+
+def field_name(cell: FieldOfView) -> str:
+    """Return the name of the field that a cell was cut out of."""
+    return cell.name.rpartition(_MARK)[0]
 
 
 def square(box: NDArray[np.float32], margin: float) -> tuple[int, int, int]:
@@ -88,7 +94,7 @@ def _cell(
         image=path,
         domain=field.domain,
         patient=field.patient,
-        name=f"{field.name}#{place}",
+        name=f"{field.name}{_MARK}{place}",
         width=side,
         height=side,
         boxes=np.array([[0, 0, side, side]], np.float32),
