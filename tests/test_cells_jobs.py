@@ -322,6 +322,22 @@ def test_what_only_fields_or_detectors_have_is_refused():
     assert not any("detectors.cells" in p for p in found)
 
 
+def test_of_the_calibration_single_cells_have_colour_alone():
+    cells = Detector(kind="classifier")
+    (found,) = problems_of(
+        data=domains(format="coco", crop=0.1), detector=cells, calibration=["none", "default"]
+    )
+    assert found.startswith("calibration: illumination, scale goes by place and size")
+    found = problems_of(data=domains(format="cells"), detector=cells, calibration=["colour"])
+    assert [p.split(":")[0] for p in found] == [
+        "data.domains.a.calibration",
+        "data.domains.b.calibration",
+    ]
+    for settings in ({"format": "coco", "crop": 0.1}, {"format": "cells", "calibration": "a.json"}):
+        made = Experiment(data=domains(**settings), detector=cells, calibration=["none", "colour"])
+        complete(made)
+
+
 def test_numbers_of_the_classifier_are_checked():
     own = Classifier(smoothing=1.0, beta=1.5)
     found = problems_of(

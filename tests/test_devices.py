@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.calibration import Calibration as Measured
 from da_leukemia.calibration import Quantity, save
-from da_leukemia.config import Calibration, save_job
+from da_leukemia.config import Calibration, Domain, save_job
 from da_leukemia.data import devices
 from da_leukemia.data.devices import measure_devices
 from da_leukemia.data.experiment import read_experiment_data
@@ -47,6 +48,26 @@ def measured(monkeypatch):
 def data(make_job, tmp_path):
     settings = {"calibration": Calibration(scale=True), "cache_dir": str(tmp_path / "cache")}
     return make_job(Method(), data=settings).data
+
+
+def test_cells_that_were_cut_out_are_measured_by_their_photographs(data, measured):
+    """Those of the training cells, and no picture of a single cell."""
+    for domain in data.domains.values():
+        domain.crop = 0.1
+    data.calibration = Calibration(colour=True)
+    indexes, split = read_experiment_data(data)
+    assert all("crops" in f.image.parts for i in indexes.values() for f in i)
+    assert measure_devices(data, indexes, split) == {H: KNOWN, L_: KNOWN}
+    whole = dataclasses.replace(data, domains={n: Domain("leukemiaattri") for n in (H, L_)})
+    fields = read_experiment_data(whole)[0][H]
+    of_field = {(f.patient, f.name): f.image for f in fields}
+    parts = {"train": set(), "test": set()}
+    for cell in indexes[H]:
+        image = of_field[cell.patient, cell.name.rpartition("#")[0]]
+        parts.setdefault(split.part_of(cell), set()).add(image)
+    taken = set(measured[0][0])
+    assert taken == parts["train"]
+    assert not taken & parts["test"]
 
 
 def test_only_training_images_are_measured(data, measured):
