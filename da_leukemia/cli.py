@@ -138,9 +138,10 @@ def _make_parser() -> _Parser:
     evaluate.add_argument(
         "--min-score",
         type=float,
-        default=0.3,
+        default=None,
         metavar="SCORE",
-        help="detections below are not written and not counted (0.3)",
+        help="detections below are not written and not counted (0.3; of single cells 0: each has "
+        "an answer)",
     )
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
@@ -366,8 +367,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             f"{folder}: no job's folder (there is no config.yaml in it)"
             + (f"; it has {len(jobs)} in {folder / 'jobs'}: {', '.join(jobs[:6])}" if jobs else "")
         )
-    if not 0 <= arguments.min_score <= 1:
-        raise UserError(f"--min-score: expected a score from 0 to 1, got {arguments.min_score}")
+    least: float | None = arguments.min_score
+    if least is not None and not 0 <= least <= 1:
+        raise UserError(f"--min-score: expected a score from 0 to 1, got {least}")
     if arguments.detections is not None:
         from da_leukemia.tasks.export import check_name
 
@@ -377,18 +379,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     tested = examine_job(folder, arguments.domain)
     if arguments.detections is not None:
         from da_leukemia.config import load_job
+        from da_leukemia.evaluation.slides import counted_from
         from da_leukemia.labels import get_label_space
         from da_leukemia.tasks.export import write_detections
 
-        space = get_label_space(load_job(folder / "config.yaml").data.label_space)
+        job = load_job(folder / "config.yaml")
+        space = get_label_space(job.data.label_space)
+        if least is None:
+            least = counted_from(job.detector.kind == "classifier")
         found = {device: (t.records, t.fields) for device, t in tested.items()}
-        write_detections(arguments.detections, found, space, arguments.min_score)
+        write_detections(arguments.detections, found, space, least)
         print(f"written: {arguments.detections}", file=sys.stderr)
         for device, (records, _) in found.items():
             surest = max((float(r.scores.max(initial=0.0)) for r in records), default=0.0)
-            if surest < arguments.min_score:
+            if surest < least:
                 print(
-                    f"{device}: nothing was found with a score of {arguments.min_score} or more; "
+                    f"{device}: nothing was found with a score of {least} or more; "
                     f"the surest find has {surest:.3f} (see --min-score)",
                     file=sys.stderr,
                 )

@@ -152,7 +152,8 @@ def test_cells_that_moved_are_counted_both_ways_and_cut_out(depths, tmp_path, mo
     one = next(d for d in depths if d.row.target)
     seen = {False: [sample("f", image, [1])], True: [sample("f", image, [0])]}
     monkeypatch.setattr(
-        "da_leukemia.report.moved._samples", lambda result, test: seen[bool(result.run.target)]
+        "da_leukemia.report.moved.samples_of",
+        lambda result, test, single_cells: seen[bool(result.run.target)],
     )
     changes = [(c.truth, c.gained) for c in moved(one)]
     seeds = len(one.results)
@@ -164,7 +165,7 @@ def test_cells_that_moved_are_counted_both_ways_and_cut_out(depths, tmp_path, mo
 def test_a_cell_that_both_runs_see_has_not_moved(depths, tmp_path, monkeypatch):
     one = next(d for d in depths if d.row.target)
     same = [sample("f", tmp_path / "none.png", [0])]
-    monkeypatch.setattr("da_leukemia.report.moved._samples", lambda result, test: same)
+    monkeypatch.setattr("da_leukemia.report.moved.samples_of", lambda *_: same)
     assert list(moved(one)) == []
 
 

@@ -34,6 +34,7 @@ from da_leukemia.config.schema import (
     active_components,
     chosen_detectors,
     devices_of,
+    names_cells,
 )
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "load_experiment",
     "load_job",
     "load_method",
+    "names_cells",
     "save_experiment",
     "save_job",
     "shipped",

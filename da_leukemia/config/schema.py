@@ -333,6 +333,11 @@ def chosen_detectors(experiment: Experiment) -> dict[str, Detector]:
     return named or {"detector": experiment.detector}
 
 
+def names_cells(experiment: Experiment) -> bool:
+    """Whether single cells are named (kind ``classifier``), not fields searched."""
+    return any(d.kind == "classifier" for d in chosen_detectors(experiment).values())
+
+
 def active_components(method: Method) -> list[dict[str, Any]]:
     """Return the components of a method whose strength is not zero."""
     active = []

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from da_leukemia.config import Data, Experiment, chosen_detectors, devices_of
+from da_leukemia.config import Data, Experiment, chosen_detectors, devices_of, names_cells
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.cache import audit_once, cache_folder, read_cached
 from da_leukemia.data.experiment import domain_source, missing_root, no_images, read_experiment_data
@@ -75,7 +75,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
                 )
             else:
                 problems += _nothing_in_patches(experiment, index, split)
-    if any(d.kind == "classifier" for d in chosen_detectors(experiment).values()):
+    if names_cells(experiment):
         _warn_of_unseen(experiment, indexes, split)
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:

@@ -22,6 +22,15 @@ from da_leukemia.labels import LINEAGE, LabelSpace, translate
 COUNTED_SCORE = 0.3
 """Detections below are not counted, as they are not shown in the report."""
 
+
+def counted_from(single_cells: bool) -> float:
+    """Return the score from which a detection counts.
+
+    Single cells are all there: each is counted as what it is most likely, however unsure.
+    """
+    return 0.0 if single_cells else COUNTED_SCORE
+
+
 ONE_CELL_IOU = 0.5
 """Detections that overlap as much are one cell, whatever their types; the best one counts."""
 

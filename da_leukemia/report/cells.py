@@ -13,7 +13,7 @@ from da_leukemia.report.contents import Contents
 from da_leukemia.report.depth import MOST_BRIEF, MOST_CELLS, Curve, Depth
 from da_leukemia.report.markup import breakable, escape, table
 from da_leukemia.report.moved import Moved, crop, moved
-from da_leukemia.report.samples import MIN_SCORE
+from da_leukemia.report.samples import MIN_SCORE, portrait
 from da_leukemia.report.tables import score
 from da_leukemia.sweep.ledger import RESULT, job_folder
 from da_leukemia.sweep.matrix import Result
@@ -169,16 +169,19 @@ def _moved(depth: Depth, changes: list[Moved], drawn: list[Moved]) -> str:
         return ""
     gained = sum(c.gained for c in changes)
     were, are = ("misnamed", "named") if depth.single_cells else ("missed", "found")
+    where = "Of the sample cells" if depth.single_cells else "In the sample fields"
+    rule = "" if depth.single_cells else f" (detections from a score of {MIN_SCORE})"
     said = (
-        f"In the sample fields {counted(gained, 'cell')} moved from {were} to {are} by adaptation, "
-        f"{len(changes) - gained} from {are} to {were} (detections from a score of {MIN_SCORE})."
+        f"{where} {counted(gained, 'cell')} moved from {were} to {are} by adaptation, "
+        f"{len(changes) - gained} from {are} to {were}{rule}."
     )
     figures = []
     for change in drawn:
         truth = change.sample.truths[change.truth]
         name = str(truth.get("type", "cell")).replace("_", " ")
         try:
-            data = base64.b64encode(crop(change)).decode()
+            picture = portrait(change.sample) if depth.single_cells else crop(change)
+            data = base64.b64encode(picture).decode()
         except OSError as error:
             figures.append(f"<figcaption class='warn'>{escape(error)}</figcaption>")
             continue

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib import resources
 from urllib.parse import quote
 
-from da_leukemia.config import chosen_detectors
+from da_leukemia.config import names_cells
 from da_leukemia.errors import counted
 from da_leukemia.report.areas import areas_section
 from da_leukemia.report.attributes import attributes_section
@@ -24,6 +24,7 @@ from da_leukemia.report.headlines import (
 )
 from da_leukemia.report.health import health_section
 from da_leukemia.report.markup import breakable, escape
+from da_leukemia.report.pictures import samples_section
 from da_leukemia.report.published import published_section
 from da_leukemia.report.ranks import ranks_section
 from da_leukemia.report.sections import (
@@ -31,7 +32,6 @@ from da_leukemia.report.sections import (
     devices_section,
     gap_section,
     missing_section,
-    samples_section,
     settings_section,
     unscored_section,
 )
@@ -59,6 +59,7 @@ def page(contents: Contents, summed: Summed) -> str:
         summed: the slides, see `sum_up`.
     """
     headline = contents.matrix.headline
+    space, cells = contents.experiment.data.label_space, names_cells(contents.experiment)
     sections = [
         ("matrices", "Trained on one device, tested on another", _matrices(contents)),
         ("published", "Beside published numbers", published_section(contents)),
@@ -84,9 +85,13 @@ def page(contents: Contents, summed: Summed) -> str:
         ("health", "The health of adaptation", health_section(contents)),
         ("types", "By cell type and attribute", details_section(contents)),
         ("attributes", "Attributes, by both evaluations", attributes_section(contents)),
-        ("slides", "Slide by slide", slides_section(summed, contents.experiment.data.label_space)),
+        ("slides", "Slide by slide", slides_section(summed, space, cells)),
         ("devices", "The devices as they were measured", devices_section(contents)),
-        ("samples", "What the detectors see", samples_section(contents)),
+        (
+            "samples",
+            "What the classifiers answer" if cells else "What the detectors see",
+            samples_section(contents),
+        ),
         ("missing", "Runs without a result", missing_section(contents)),
         ("settings", "Settings and versions", settings_section(contents)),
     ]
@@ -122,8 +127,9 @@ def _head(contents: Contents, links: str) -> str:
         counted(len(experiment.seeds), "seed"),
         f"label space {escape(experiment.data.label_space)}",
     ]
-    cells = any(d.kind == "classifier" for d in chosen_detectors(experiment).values())
-    what = "classifier of single cells" if cells else "detector of white blood cells"
+    what = (
+        "classifier of single cells" if names_cells(experiment) else "detector of white blood cells"
+    )
     about = (
         f"A {what} is trained on the photographs of one device and tested on every device. "
         f"{', '.join(size)}."

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from da_leukemia.report.depth import Depth
 from da_leukemia.report.figures import colour
-from da_leukemia.report.samples import Sample, overlap, read_samples
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.report.samples import Sample, overlap, samples_of
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,11 @@ def moved(depth: Depth) -> Iterator[Moved]:
     for result in depth.results:
         twin = depth.twins.get(result.run.seed)
         if twin is not None:
-            theirs = {s.name: s for s in _samples(twin, depth.row.test)}
-            mine = _samples(result, depth.row.test)
-            pairs += [(s, theirs[s.name]) for s in mine if s.name in theirs]
+            theirs, mine = (
+                samples_of(run, depth.row.test, depth.single_cells) for run in (twin, result)
+            )
+            others = {s.name: s for s in theirs}
+            pairs += [(s, others[s.name]) for s in mine if s.name in others]
     for gained in (True, False):
         for sample, other in pairs:
             one, two = (sample, other) if gained else (other, sample)
@@ -48,12 +49,6 @@ def moved(depth: Depth) -> Iterator[Moved]:
                 for i, (a, b) in enumerate(zip(found, missed, strict=True)):
                     if a and not b:
                         yield Moved(one, i, gained)
-
-
-def _samples(result: Result, test: str) -> list[Sample]:
-    if result.folder is None:
-        return []
-    return read_samples(result.folder / "samples" / f"{test}.json")
 
 
 def _found(sample: Sample, named: bool) -> list[bool]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from da_leukemia.config import devices_of
+from da_leukemia.evaluation.slides import COUNTED_SCORE, counted_from
 from da_leukemia.report.figures import colour
 from da_leukemia.report.headlines import reference_method
 from da_leukemia.sweep.matrix import Result
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 WIDTH = 720
 """Pixels; smaller fields are enlarged so that the tags stay legible."""
 
+CELL_WIDTH = 128
+"""Pixels of a single cell, at most; none is enlarged."""
+
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
-MIN_SCORE = 0.3
+MIN_SCORE = COUNTED_SCORE
 MOST = 12
 """Cells shown on one field."""
 
@@ -82,8 +86,14 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """Read ``samples/DOMAIN.json`` of a job; no sample if it or its images are gone."""
+def read_samples(path: Path, single_cells: bool = False) -> list[Sample]:
+    """Read ``samples/DOMAIN.json`` of a job; no sample if it or its images are gone.
+
+    Args:
+        path: the file.
+        single_cells: each sample is one cell, whose only finding is the likeliest type; otherwise
+            a finding scores at least `MIN_SCORE`.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         samples = [
@@ -91,7 +101,7 @@ def read_samples(path: Path) -> list[Sample]:
                 str(entry.get("name") or Path(entry["image"]).name),
                 Path(entry["image"]),
                 entry["truths"],
-                list(_findings(entry)),
+                list(_findings(entry, single_cells)),
             )
             for entry in content
         ]
@@ -100,11 +110,13 @@ def read_samples(path: Path) -> list[Sample]:
     return [s for s in samples if s.image.is_file()]
 
 
-def _findings(entry: Mapping[str, Any]) -> Iterator[Finding]:
+def _findings(entry: Mapping[str, Any], single_cells: bool) -> Iterator[Finding]:
     free = list(entry["truths"])
-    shown = [d for d in entry["detections"] if float(d["score"]) >= MIN_SCORE]
+    shown = sorted(entry["detections"], key=lambda d: -float(d["score"]))
+    least = counted_from(single_cells)
+    shown = [d for d in shown if float(d["score"]) >= least][: 1 if single_cells else None]
     cells: list[list[Mapping[str, Any]]] = []
-    for found in sorted(shown, key=lambda d: -float(d["score"])):
+    for found in shown:
         same = (c for c in cells if overlap(c[0]["box"], found["box"]) >= 0.5)
         if (cell := next(same, None)) is not None:
             cell.append(found)
@@ -137,11 +149,16 @@ def _others(
     return sorted(best.items(), key=lambda o: -o[1])
 
 
+def samples_of(result: Result, test: str, single_cells: bool = False) -> list[Sample]:
+    """Return the samples that a run left of a device (see `read_samples`)."""
+    if result.folder is None:
+        return []
+    return read_samples(result.folder / "samples" / f"{test}.json", single_cells)
+
+
 def first_sample(result: Result, test: str) -> Sample | None:
     """Return the first sample field that a run left of a device."""
-    if result.folder is None:
-        return None
-    return next(iter(read_samples(result.folder / "samples" / f"{test}.json")), None)
+    return next(iter(samples_of(result, test)), None)
 
 
 def choose(
@@ -224,6 +241,22 @@ def draw(sample: Sample, legend: bool = False) -> bytes:
         picture = _with_legend(picture, sample.findings)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=80, optimize=True)
+    return out.getvalue()
+
+
+def portrait(sample: Sample) -> bytes:
+    """Return a JPEG of a single cell, at most `CELL_WIDTH` wide and high.
+
+    Raises:
+        OSError: the image cannot be read.
+    """
+    from PIL import Image
+
+    with Image.open(sample.image) as file:
+        picture = file.convert("RGB")
+    picture.thumbnail((CELL_WIDTH, CELL_WIDTH))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=85, optimize=True)
     return out.getvalue()
 
 

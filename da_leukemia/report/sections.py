@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -14,7 +13,6 @@ from da_leukemia.config import devices_of
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.gap import GapTable
 from da_leukemia.report.markup import breakable, escape, table
-from da_leukemia.report.samples import MIN_SCORE, Finding, Sample, choose, draw, first_sample
 from da_leukemia.report.tables import (
     DASH,
     EQUAL_HEADER,
@@ -31,7 +29,6 @@ from da_leukemia.report.tables import (
     summary_cells,
     unscored_rows,
 )
-from da_leukemia.sweep.matrix import Result
 
 LISTED = 200
 """Things of one kind that are listed on the page; the other files have all of them."""
@@ -191,61 +188,6 @@ def _breakdown(
             found.append(fmean(scores) if scores else None)
         rows.append([name, str(sum(counted.values())), *(score(v) for v in found)])
     return rows, header
-
-
-# --- samples ---------------------------------------------------------------------------------
-
-
-def samples_section(contents: Contents) -> str:
-    """Sample fields of every device."""
-    blocks = []
-    for test, samples in choose(contents, first_sample):
-        figures = "".join(_sample(result, sample) for result, sample in samples)
-        blocks.append(f'<h3>{breakable(test)}</h3><div class="pair">{figures}</div>')
-    if not blocks:
-        return ""
-    return (
-        "<p>White dashes: the true boxes. Coloured boxes: detections, dark for a low score and "
-        f"yellow for a high one; those below {MIN_SCORE} are left out, of two on one cell the "
-        "better is drawn. Under each picture the "
-        "attributes of every cell and how sure the detector is of each; what is wrong has the "
-        "truth behind it.</p>" + "".join(blocks)
-    )
-
-
-def _sample(result: Result, sample: Sample) -> str:
-    try:
-        data = base64.b64encode(draw(sample)).decode()
-    except OSError as error:
-        return f'<figure><figcaption class="warn">{escape(error)}</figcaption></figure>'
-    run = result.run
-    goal = f", adapted to {run.target}" if run.target else ", not adapted"
-    found = "".join(_finding(f) for f in sample.findings)
-    alt = f"{sample.name}: {len(sample.truths)} true cells, {len(sample.findings)} found"
-    return (
-        f'<figure><img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
-        f"<figcaption><b>{breakable(run.method)}</b>, trained on "
-        f"{breakable(run.source + goal)}, seed {run.seed}. {escape(alt)}.</figcaption>"
-        f'<ol class="found">{found}</ol></figure>'
-    )
-
-
-def _finding(finding: Finding) -> str:
-    truth = finding.truth
-    told = f"<b>{finding.number}</b> {escape(finding.title)}"
-    if truth is None:
-        told += ' <span class="neg">(no such cell)</span>'
-    elif truth.get("type") != finding.type:
-        told += f' <span class="neg">(truth: {escape(truth.get("type"))})</span>'
-    known: dict[str, Any] = (truth or {}).get("attributes") or {}
-    said = []
-    for name, (value, sure) in finding.attributes.items():
-        words = f"{escape(name.replace('_', ' '))} {escape(value)} {100 * sure:.0f}&nbsp;%"
-        right = known.get(name)
-        if right is not None and right != value:
-            words += f' <span class="neg">({escape(right)})</span>'
-        said.append(words)
-    return f"<li>{told}{': ' if said else ''}{', '.join(said)}</li>"
 
 
 # --- the rest --------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from da_leukemia.config import names_cells
+from da_leukemia.errors import counted
 from da_leukemia.evaluation.records import load_records
-from da_leukemia.evaluation.slides import COUNTED_SCORE, summarise
+from da_leukemia.evaluation.slides import COUNTED_SCORE, counted_from, summarise
 from da_leukemia.labels import LABEL_SPACES, LabelSpace
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.markup import breakable, escape, table
@@ -27,6 +29,7 @@ def sum_up(contents: Contents) -> Summed:
     space = LABEL_SPACES.get(contents.experiment.data.label_space)
     if space is None:
         return {}
+    threshold = counted_from(names_cells(contents.experiment))
     return {
         test: [
             {
@@ -34,8 +37,8 @@ def sum_up(contents: Contents) -> Summed:
                 "source": result.run.source,
                 "target": result.run.target,
                 "seed": result.run.seed,
-                "min_score": COUNTED_SCORE,
-                "slides": summarise(load_records(path), space),
+                "min_score": threshold,
+                "slides": summarise(load_records(path), space, threshold),
             }
             for result, path in runs
         ]
@@ -43,8 +46,14 @@ def sum_up(contents: Contents) -> Summed:
     }
 
 
-def slides_section(summed: Summed, label_space: str) -> str:
-    """Return for each slide its differential count, blasts, and how the cells of a type look."""
+def slides_section(summed: Summed, label_space: str, single_cells: bool = False) -> str:
+    """Return for each slide its differential count, blasts, and how the cells of a type look.
+
+    Args:
+        summed: see `sum_up`.
+        label_space: name of the label space.
+        single_cells: what was photographed are cells, not fields.
+    """
     space = LABEL_SPACES.get(label_space)
     if space is None or not summed:
         return ""
@@ -53,17 +62,25 @@ def slides_section(summed: Summed, label_space: str) -> str:
         names = [_name(run) for run in runs]
         told = "; ".join(f"{n}: trained on {r['source']}" for n, r in zip(names, runs, strict=True))
         pages = [
-            _slide([run["slides"][i] for run in runs], names, space, opened=i == 0)
+            _slide([run["slides"][i] for run in runs], names, space, i == 0, single_cells)
             for i in range(len(runs[0]["slides"]))
         ]
         blocks.append(
             f"<h3>{breakable(test)}</h3><p class='note'>{escape(told)}.</p>{''.join(pages)}"
         )
+    whole, who, rule = (
+        ("cells", "classifier", "Every answer counts, also to a cell of no known type.")
+        if single_cells
+        else (
+            "fields",
+            "detector",
+            f"Detections from a score of {COUNTED_SCORE} count, overlapping ones once.",
+        )
+    )
     return (
-        "<p>A slide is a patient; where a device names none, all of its fields. Count and share "
+        f"<p>A slide is a patient; where a device names none, all of its {whole}. Count and share "
         "of the cells of known type, with Wilson's 95 % interval: what counting so many cells can "
-        "tell, not what the detector got wrong. Detections from a score of "
-        f"{COUNTED_SCORE} count, overlapping ones once. Blasts are counted with their equivalents "
+        f"tell, not what the {who} got wrong. {rule} Blasts are counted with their equivalents "
         "(promonocytes, abnormal promyelocytes). The same as JSON: slides.json.</p>"
         + "".join(blocks)
     )
@@ -74,7 +91,11 @@ def _name(run: Mapping[str, Any]) -> str:
 
 
 def _slide(
-    slides: Sequence[Mapping[str, Any]], names: Sequence[str], space: LabelSpace, opened: bool
+    slides: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    space: LabelSpace,
+    opened: bool,
+    single_cells: bool,
 ) -> str:
     truth = slides[0]["true"]
     views = [truth, *(slide["found"] for slide in slides)]
@@ -86,11 +107,13 @@ def _slide(
     rows.append(["cells counted", *(str(v["cells"]) for v in views)])
     last = len(rows) - 2 if truth["blasts"] is not None else -1
     looks = _looks(views, who, types, space)
-    fields = f"{slides[0]['fields']} field{'' if slides[0]['fields'] == 1 else 's'}"
-    left = f", {truth['untyped']} cells of no known type left out" if truth["untyped"] else ""
+    size = [] if single_cells else [counted(slides[0]["fields"], "field")]
+    size.append(counted(truth["cells"], "cell"))
+    if truth["untyped"]:
+        size.append(f"{counted(truth['untyped'], 'cell')} of no known type left out")
     return (
         f"<details{' open' if opened else ''}><summary>slide {escape(slides[0]['slide'])}: "
-        f"{fields}, {truth['cells']} cells{left}</summary>"
+        f"{', '.join(size)}</summary>"
         + table(["cell type", *who], rows, words=1, best=last)
         + (f"<p class='note'>Per cent of the cells that look so:</p>{looks}" if looks else "")
         + "</details>"

@@ -547,7 +547,8 @@ def _write_samples(
 ) -> None:
     (folder / "samples").mkdir(exist_ok=True)
     by_key = {f.key: f for f in fields.facts.indexes[domain].fields}
-    samples = sample_fields(records, by_key, fields.space)
+    single = fields.job.detector.kind == "classifier"
+    samples = sample_fields(records, by_key, fields.space, single)
     write_json(folder / "samples" / f"{domain}.json", samples)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,23 +11,46 @@ from numpy.typing import NDArray
 
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.evaluation.records import FieldRecord
+from da_leukemia.evaluation.slides import counted_from
 from da_leukemia.labels import LabelSpace, is_cell
 from da_leukemia.models.base import AnyDetector
+
+FIELDS, CELLS = 2, 12
+"""How many fields, or single cells, are shown of a device."""
 
 
 def sample_fields(
     records: Sequence[FieldRecord],
     fields: Mapping[str, FieldOfView],
     space: LabelSpace,
-    count: int = 2,
-    threshold: float = 0.3,
+    single_cells: bool = False,
 ) -> list[dict[str, Any]]:
-    """Choose fields with many cells and spell out truths and detections.
+    """Choose fields with many cells, or single cells of all types; spell out truths and answers.
 
     The choice depends on the truth only, so every method shows the same fields of a device.
+
+    Args:
+        records: of one device.
+        fields: by key.
+        space: label space of the records.
+        single_cells: the fields are single cells; of each the likeliest type is the answer.
     """
+    threshold = counted_from(single_cells)
+    if single_cells:
+        return [_spell(r, fields[r.key], space, threshold, 1) for r in _by_turns(records)[:CELLS]]
     order = sorted(records, key=lambda r: (-min(len(r.true_labels), 8), r.key))
-    return [_spell(r, fields[r.key], space, threshold) for r in order[:count]]
+    return [_spell(r, fields[r.key], space, threshold) for r in order[:FIELDS]]
+
+
+def _by_turns(records: Sequence[FieldRecord]) -> list[FieldRecord]:
+    """Order cells so that every type has its turn, those of unknown type last."""
+    seen: Counter[int] = Counter()
+    places = []
+    for record in sorted(records, key=lambda r: r.key):
+        kind = int(record.true_labels[0]) if len(record.true_labels) else -1
+        seen[kind] += 1
+        places.append((kind < 0, seen[kind], kind, record.key, record))
+    return [place[-1] for place in sorted(places, key=lambda p: p[:-1])]
 
 
 def _type(label: int, space: LabelSpace) -> str:
@@ -34,7 +58,11 @@ def _type(label: int, space: LabelSpace) -> str:
 
 
 def _spell(
-    record: FieldRecord, field: FieldOfView, space: LabelSpace, threshold: float
+    record: FieldRecord,
+    field: FieldOfView,
+    space: LabelSpace,
+    threshold: float,
+    most: int | None = None,
 ) -> dict[str, Any]:
     truths = [
         {
@@ -51,7 +79,7 @@ def _spell(
         )
     ]
     detections = []
-    for row in np.argsort(-record.scores):
+    for row in np.argsort(-record.scores, kind="stable")[:most]:
         if record.scores[row] < threshold:
             break
         detections.append(

@@ -87,16 +87,19 @@ class TrackedRun:
         if records:
             self._try(act)
 
-    def log_samples(self, files: Iterable[Path]) -> None:
+    def log_samples(self, files: Iterable[Path], single_cells: bool = False) -> None:
         """Log the sample fields of a job, drawn with their boxes, types and attributes.
 
         Args:
             files: ``samples/DOMAIN.json`` of the job, or pictures that are logged as they are.
+            single_cells: the samples are single cells, logged with the answer and the truth.
         """
         files = list(files)
 
         def act(run: Any) -> None:
-            media = {f"samples/{f.stem}": images for f in files if (images := _images(f))}
+            media = {
+                f"samples/{f.stem}": images for f in files if (images := _images(f, single_cells))
+            }
             if media:
                 run.log(media)
 
@@ -167,7 +170,10 @@ def finish_job(tracked: TrackedRun, result: Mapping[str, Any], folder: Path) -> 
         folder: the job's.
     """
     tracked.log_epochs(result.get("epochs", []))
-    tracked.log_samples(sorted((folder / "samples").glob("*.json")))
+    tracked.log_samples(
+        sorted((folder / "samples").glob("*.json")),
+        result["config"]["detector"]["kind"] == "classifier",
+    )
     if result["config"].get("tracking_checkpoints"):
         name = f"{result['method']}-{result['source']}-{result['target'] or 'none'}"
         tracked.log_checkpoint(
@@ -317,21 +323,26 @@ def _keep_inside(folder: Path) -> None:
 # --- content ---------------------------------------------------------------------------------
 
 
-def _images(path: Path) -> list[Any]:
+def _images(path: Path, single_cells: bool) -> list[Any]:
     """Return the pictures of one sample file for `wandb`; none where it cannot be read."""
     import io
 
     import wandb
     from PIL import Image
 
-    from da_leukemia.report.samples import draw, read_samples
+    from da_leukemia.report.samples import draw, portrait, read_samples
 
     if path.suffix != ".json":
         return [wandb.Image(str(path))]
     images = []
-    for sample in read_samples(path):
-        picture = Image.open(io.BytesIO(draw(sample, legend=True)))
-        images.append(wandb.Image(picture, caption=sample.name))
+    for sample in read_samples(path, single_cells):
+        caption = sample.name
+        if single_cells:
+            truth = sample.truths[0]["type"] if sample.truths else "unknown"
+            said = sample.findings[0].title if sample.findings else "no answer"
+            caption += f": {said} (truth: {truth})"
+        data = portrait(sample) if single_cells else draw(sample, legend=True)
+        images.append(wandb.Image(Image.open(io.BytesIO(data)), caption=caption))
     return images
 
 
