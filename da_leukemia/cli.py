@@ -534,7 +534,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from da_leukemia.calibration.folders import Parts
     from da_leukemia.calibration.measure import calibrate_folder
     from da_leukemia.calibration.record import store
-    from da_leukemia.calibration.text import table
+    from da_leukemia.calibration.text import conclusion, table
 
     parts = Parts.of(arguments.folder)
     parts.refuse_different_cameras()
@@ -561,6 +561,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
             raise UserError(f"--picture: cannot write {picture}: {error}") from error
     if not arguments.json:
         print(f"written: {path}, {picture}")
+        print(conclusion(calibration, measured.mixed))
     if parts.several:
         print(f"measured as one device; {parts.if_each_is_one}", file=sys.stderr)
     return 0

@@ -15,8 +15,8 @@ from da_leukemia.calibration import Calibration, load, save
 from da_leukemia.calibration.fields import read_field
 from da_leukemia.calibration.light import GRID, fit_light, flatten, render, tiles, zoomed
 from da_leukemia.calibration.measure import calibrate, calibrate_folder
-from da_leukemia.calibration.record import Surface
-from da_leukemia.calibration.text import table
+from da_leukemia.calibration.record import Quantity, Surface
+from da_leukemia.calibration.text import conclusion, table
 from da_leukemia.calibration.truths import as_fields, drawn, photographs, true_diameter, vignetted
 from da_leukemia.cli import main
 from da_leukemia.errors import DataError
@@ -276,6 +276,50 @@ def test_the_command_prints_stores_and_draws(folder, tmp_path, capsys):
     assert json.loads(out.read_text()) == printed
     assert Image.open(picture).width > 500
     assert "px/um" in table(load(out))
+
+
+def known(cells=200, fields=20, squeeze=1.0):
+    """A calibration of a scale of 3 px/um; pixels are ``squeeze`` times as wide as high."""
+    wide, aspect = (Quantity(v, 0.9 * v, 1.1 * v) for v in (3 * squeeze, squeeze))
+    return Calibration(
+        *(fields, (640, 480)),
+        px_per_um_x=wide,
+        px_per_um_y=Quantity(3.0, 2.7, 3.3),
+        aspect=aspect,
+        cells=cells,
+    )
+
+
+def test_the_last_line_is_the_verdict_of_what_was_measured(folder, tmp_path, capsys):
+    assert "(2.70 to 3.30 px per um)" in conclusion(known())
+    assert "(2.70 to 3.36 px per um)" in conclusion(known(squeeze=1.02))  # round all the same
+    assert "5.40 to 6.60 px per um across, 2.70 to 3.30 px per um down" in conclusion(
+        known(squeeze=2.0)
+    )
+    sure, few, one = (conclusion(c) for c in (known(), known(cells=49), known(fields=1)))
+    assert "rests on" not in sure
+    assert few.startswith(sure.split("(")[0])
+    assert "49 red cells in 20 images" in few
+    assert "200 red cells in 1 image;" in one
+    # Unknown, and why: nothing there, too little, something else, several devices.
+    bare = [Calibration(20, (640, 480), cells=n) for n in (0, 14, 300)]
+    told = [conclusion(c) for c in bare] + [conclusion(bare[2], mixed=True)]
+    assert all("cannot be brought to a common scale" in line for line in told)
+    assert len(set(told)) == 4
+    assert "14 in 20 images" in told[1]
+    assert main(["calibrate", str(folder), "--out", str(tmp_path / "device.json")]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == conclusion(load(tmp_path / "device.json"))
+    assert last.startswith("Scale known (")
+    assert f"in {FIELDS} images" in last
+
+
+def test_a_folder_of_anything_else_has_no_scale(tmp_path, capsys):
+    for seed in range(3):
+        noise = np.random.default_rng(seed).integers(0, 255, (80, 80, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{seed}.png")
+    assert main(["calibrate", str(tmp_path)]) == 0
+    assert "cannot be brought to a common scale" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty"])

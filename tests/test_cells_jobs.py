@@ -361,7 +361,10 @@ def test_a_class_that_is_tested_and_absent_from_training_is_warned_of(devices, t
     experiment = Experiment(data=data, detector=Detector(kind="classifier"), sources=["four"])
     complete(experiment)
     preflight(experiment)
-    assert "four: has no training cell of basophil (2), which five is tested on" in caplog.text
+    assert (
+        "four: has no training cell of basophil (2 test cells), which five is tested on"
+        in caplog.text
+    )
 
 
 def test_settings_of_the_classifier_decide_its_job_and_no_detectors(make):

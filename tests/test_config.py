@@ -88,6 +88,7 @@ def test_every_problem_is_told_at_once(tmp_path):
         (SMALL + "seeds: []\n", "seeds: empty"),
         (SMALL + "seeds: 3\n", "seeds: expected list[int], got 3; for one value write seeds=[3]"),
         (SMALL + "sparse: 0.2\n", "got 0.2; for one value write sparse=[0.2]"),
+        (SMALL + "sparse: [20%, 1, 0.5 %]\n", "; write 0.2, 0.005"),
         (SMALL + "sources: [phone]\n", "test_only, it cannot be trained on"),
         (SMALL + "processes: 0\n", "processes: expected at least 1"),
         (SMALL + "name: ''\n", "cannot be the name of a folder"),

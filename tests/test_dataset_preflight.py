@@ -204,7 +204,7 @@ def test_an_annotated_area_that_leaves_no_cell_is_refused(tmp_path):
     with pytest.raises(DataError) as refused:
         preflight(made)
     (why,) = refused.value.problems
-    assert "raise the annotated area (sparse: 0.0001) or take another data.sparse.seed" in why
+    assert "the annotated area, 0.0001 of a field, is too small: take a larger one" in why
     made.sparse = [0.9, 1.0]
     preflight(made)
 

@@ -10,13 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from test_matrix_support import make_experiment, make_result
 from test_report_confusion import SPACE, TYPES, make_cells
 from test_report_confusion import records as make_records
 
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.evaluation.records import load_records, save_records
-from da_leukemia.report import write_report
+from da_leukemia.report import gather, write_report
+from da_leukemia.report.html import page
 from da_leukemia.report.samples import CELL_WIDTH, portrait, read_samples
+from da_leukemia.sweep.plan import make_plan
 from da_leukemia.tasks.samples import CELLS, sample_fields
 
 SIDE = 40
@@ -107,3 +110,18 @@ def test_answers_are_one_a_cell_and_pictures_are_not_enlarged(tmp_path):
         assert (answer.type, answer.score, answer.others) == ("neutrophil", 0.4, [])
         assert answer.truth["type"] == "monocyte"
         assert Image.open(io.BytesIO(portrait(sample))).size == (shown, shown)
+
+
+def test_devices_are_counted_that_were_trained_or_tested_on(tmp_path):
+    def told(**choices):
+        experiment = make_experiment(tmp_path, seeds=(0,), methods=("fair_source_only",))
+        for key, value in choices.items():
+            setattr(experiment, key, value)
+        jobs = make_plan(experiment)
+        contents = gather(experiment, [make_result(experiment, j, records=False) for j in jobs])
+        return page(contents, {}).split('<p class="soft">')[1].split("</p>")[0]
+
+    assert "tested on every device. 3 devices" in told()
+    assert "tested on the same device. 1 device," in told(sources=["phone"], tests=["phone"])
+    assert "tested on 1 device. 2 devices" in told(sources=["phone"], tests=["low_cost"])
+    assert "could be tested on none. 2 devices" in told(sources=["phone", "low_cost"], tests=[])

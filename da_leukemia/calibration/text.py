@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from da_leukemia.calibration.record import Calibration, Quantity
+from da_leukemia.calibration.verdict import FEW_CELLS, FEW_FIELDS, enough
+from da_leukemia.errors import counted
 
 
 def table(calibration: Calibration) -> str:
@@ -48,6 +50,54 @@ def table(calibration: Calibration) -> str:
     second = max(len(row[1]) for row in rows)
     lines = [f"{a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in rows]
     return "\n".join([*lines, *(f"note: {note}" for note in calibration.notes)])
+
+
+def conclusion(calibration: Calibration, mixed: bool = False) -> str:
+    """Say in one line what the measurement is good for.
+
+    Args:
+        calibration: what was measured.
+        mixed: whether the images seem to come from more than one device.
+    """
+    c = calibration
+    if c.px_per_um_x.known and c.px_per_um_y.known:
+        x, y, aspect = c.px_per_um_x, c.px_per_um_y, c.aspect
+        if (aspect.low or 1.0) <= 1.0 <= (aspect.high or 1.0):
+            scale = _reach(min(x, y, key=_low), max(x, y, key=_high))
+        else:
+            scale = f"{_reach(x, x)} across, {_reach(y, y)} down"
+        told = f"Scale known ({scale}): `calibration=[default]` can bring this device to a "
+        told += "common scale."
+        if c.cells < FEW_CELLS or c.fields < FEW_FIELDS:
+            told += f" It rests on {counted(c.cells, 'red cell')} in "
+            told += f"{counted(c.fields, 'image')}; more images would make it surer."
+        return told
+    lost = "this device cannot be brought to a common scale."
+    if mixed:
+        return (
+            f"The images do not agree on one size of red cells: {lost} Calibrate the images of "
+            "each camera and objective on their own."
+        )
+    if c.cells > 0 and not enough(c.cells, c.fields):
+        return (
+            f"Too few round single cells were found ({c.cells} in {counted(c.fields, 'image')}): "
+            f"{lost} More images may tell."
+        )
+    if c.cells:
+        return f"What was found cannot be trusted to be red cells (see the notes): {lost}"
+    return f"No red cells could be measured: {lost} Are these fields of a blood film?"
+
+
+def _low(quantity: Quantity) -> float:
+    return quantity.low or 0.0
+
+
+def _high(quantity: Quantity) -> float:
+    return quantity.high or 0.0
+
+
+def _reach(least: Quantity, most: Quantity) -> str:
+    return f"{_low(least):.2f} to {_high(most):.2f} px per um"
 
 
 def _row(name: str, quantity: Quantity, places: int, unit: str) -> tuple[str, str, str]:

@@ -9,6 +9,9 @@ import numpy as np
 from da_leukemia.calibration.scale import Light, Sizes, find_all
 
 _FEWEST_CELLS, _FEWEST_PER_IMAGE = 15, 0.5
+FEW_CELLS, FEW_FIELDS = 50, 5
+"""Below, chance widens the interval noticeably: by up to 4 % (scatter of cells), or 3 % (films)."""
+
 _WIDEST = 0.24
 """Largest spread of log diameter among red cells: discs of one kind stay near 0.1."""
 
@@ -64,6 +67,11 @@ def _unknown(why: str, cells: int = 0, *, mixed: bool = False) -> Verdict:
     return Verdict(False, cells=cells, mixed=mixed, notes=(f"red cells: unknown, {why}", *more))
 
 
+def enough(cells: int, fields: int) -> bool:
+    """Whether so many red cells in so many images can tell a size at all."""
+    return cells >= max(_FEWEST_CELLS, _FEWEST_PER_IMAGE * fields)
+
+
 def judge(light: Light, sizes: Sizes | None) -> Verdict:
     """Judge whether the cells found are red cells of one device, and how well they are known."""
     if sizes is None:
@@ -84,7 +92,7 @@ def judge(light: Light, sizes: Sizes | None) -> Verdict:
         return _unknown("no round single cells were found")
     diameters = np.concatenate(each)
     cells, fields = len(diameters), len(light.fields)
-    if cells < max(_FEWEST_CELLS, _FEWEST_PER_IMAGE * fields):
+    if not enough(cells, fields):
         return _unknown(f"only {cells} round single cells in {fields} images", cells)
     central = float(np.concatenate(middle).mean())
     if central > 0.3 and cells < 2.5 * fields:

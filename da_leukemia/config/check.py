@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,15 @@ def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
             wanted = getattr(hint, "__name__", str(hint)) if not arguments else str(hint)
             single = typing.get_origin(hint) is list and not isinstance(value, list | Mapping)
             hint_one = f"; for one value write {where}=[{value}]" if single else ""
-            yield f"{where}: expected {wanted}, got {value!r}{hint_one}"
+            yield f"{where}: expected {wanted}, got {value!r}{hint_one}{_without_percent(value)}"
+
+
+def _without_percent(value: Any) -> str:
+    """Say how shares are written, where some are given in per cent."""
+    given = [str(v).strip() for v in (value if isinstance(value, list) else [value])]
+    shares = [v[:-1] for v in given if re.fullmatch(r"[0-9]+(\.[0-9]+)? ?%", v)]
+    written = ", ".join(f"{float(v) / 100:g}" for v in shares)
+    return f"; write {written}" if written else ""
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from da_leukemia.data.readers import read_domain
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.sparse import learned, made_sparse
 from da_leukemia.data.splits import Split, leaks
-from da_leukemia.errors import DataError, UserError
+from da_leukemia.errors import DataError, UserError, counted
 from da_leukemia.files import write_whole
 from da_leukemia.labels import LABEL_SPACES, get_label_space
 
@@ -128,7 +128,8 @@ def _nothing_in_patches(experiment: Experiment, index: FieldIndex, split: Split)
             + (
                 "see data.domains.*.patch_order, or take another source"
                 if settings.whole
-                else f"raise the annotated area (sparse: {area:g}) or take another data.sparse.seed"
+                else f"the annotated area, {area:g} of a field, is too small: take a larger one "
+                "or another data.sparse.seed"
             )
         )
     return found
@@ -146,7 +147,7 @@ def _warn_of_unseen(
             test = split.select(indexes[name], "test")
             own = Counter(int(f.labels[0]) for f in test if len(f.labels))
             unseen = sorted(k for k in own if k >= 0 and k not in seen)
-            absent = [f"{classes[k]} ({own[k]})" for k in unseen]
+            absent = [f"{classes[k]} ({counted(own[k], 'test cell')})" for k in unseen]
             if absent:
                 _LOG.warning(
                     "%s: has no training cell of %s, which %s is tested on: they can only be named "

@@ -55,6 +55,12 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric)
 
 
+def metric_within(metric: str) -> str:
+    """Return the same as a part of a sentence, without a capital that only begins one."""
+    name = metric_name(metric)
+    return name[:1].lower() + name[1:] if name[1:2].islower() else name
+
+
 def reference_method(matrix: Matrix) -> str | None:
     """Return the source-only method that the others are measured against."""
     source_only = [m for m in matrix.methods if m not in matrix.adapted]
@@ -73,7 +79,7 @@ def loss_sentence(matrix: Matrix, metric: str = "ap50") -> str | None:
     same, other = round(same, 3), round(other, 3)  # so that the sentence adds up
     change = f"{same - other:.3f} is lost" if other < same else f"{other - same:.3f} is won"
     return (
-        f"Without adaptation ({method}), {metric_name(metric)} is {same:.3f} on average on the "
+        f"Without adaptation ({method}), {metric_within(metric)} is {same:.3f} on average on the "
         f"device it was trained on and {other:.3f} on another device: {change}."
     )
 

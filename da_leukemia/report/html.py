@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib import resources
 from urllib.parse import quote
 
-from da_leukemia.config import names_cells
+from da_leukemia.config import devices_of, names_cells
 from da_leukemia.errors import counted
 from da_leukemia.report.areas import areas_section
 from da_leukemia.report.attributes import attributes_section
@@ -121,8 +121,9 @@ def _head(contents: Contents, links: str) -> str:
     experiment, matrix = contents.experiment, contents.matrix
     summaries = tuple(s for s in contents.gap.summaries if s.method in contents.shown)
     gap = replace(contents.gap, summaries=summaries)
+    used = {row.test for row in matrix.rows} | _learned_from(contents)
     size = [
-        counted(len(experiment.data.domains), "device"),
+        counted(len(used), "device"),
         counted(len(experiment.methods), "method"),
         counted(len(experiment.seeds), "seed"),
         f"label space {escape(experiment.data.label_space)}",
@@ -131,7 +132,7 @@ def _head(contents: Contents, links: str) -> str:
         "classifier of single cells" if names_cells(experiment) else "detector of white blood cells"
     )
     about = (
-        f"A {what} is trained on the photographs of one device and tested on every device. "
+        f"A {what} is trained on the photographs of one device and {_tested(contents, used)}. "
         f"{', '.join(size)}."
     )
     lines = [f"<h1>{breakable(experiment.name)}</h1>", f'<p class="soft">{about}</p>']
@@ -141,6 +142,22 @@ def _head(contents: Contents, links: str) -> str:
     warnings = [s for s in (missing_sentence(contents), contents.left_out, *matrix.notes) if s]
     lines += [f'<p class="warn">{escape(warning)}</p>' for warning in warnings]
     return "\n".join(lines)
+
+
+def _learned_from(contents: Contents) -> set[str]:
+    """Return the devices whose images are learned from, with labels or without."""
+    runs = [r.run for r in (*contents.results, *contents.missing)]
+    learned = {d for run in runs for d in devices_of(run.source)} | {run.target for run in runs}
+    return learned & set(contents.experiment.data.domains)  # a checkpoint is no device
+
+
+def _tested(contents: Contents, used: set[str]) -> str:
+    tested = {row.test for row in contents.matrix.rows}
+    if not tested:
+        return "could be tested on none" if contents.results else "not tested yet"
+    if len(used) == 1:
+        return "tested on the same device"
+    return f"tested on {'every device' if tested == used else counted(len(tested), 'device')}"
 
 
 def _figures(contents: Contents) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from da_leukemia.report import factors, ranks
 from da_leukemia.report.contents import Contents
-from da_leukemia.report.headlines import metric_name
+from da_leukemia.report.headlines import metric_name, metric_within
 from da_leukemia.report.published import cited, sides, title
 from da_leukemia.report.tables import SUMMARY_HEADER, summary_cells, view_rows
 from da_leukemia.sweep.matrix import Row
@@ -29,13 +29,13 @@ def latex(contents: Contents) -> str:
     """Return a table for each of matrix, gap, ranks, factors and published metrics."""
     gap, costs = contents.gap, contents.costs
     name = tex(contents.experiment.name)
-    metric = tex(metric_name(contents.matrix.headline))
+    metric, within = (tex(of(contents.matrix.headline)) for of in (metric_name, metric_within))
     if not contents.matrix.rows:
         return f"% {name}: there is no result yet\n"
     parts = [rf"% {name}. In the preamble: \usepackage{{booktabs}}", *_tex_matrix(contents)]
     if gap.summaries:
         caption = (
-            rf"Share of the {metric} gap between \texttt{{{tex(FAIR)}}} and the oracle "
+            rf"Share of the {within} gap between \texttt{{{tex(FAIR)}}} and the oracle "
             r"that adaptation closes."
         )
         header = [h.capitalize() for h in SUMMARY_HEADER]
@@ -44,7 +44,7 @@ def latex(contents: Contents) -> str:
         parts += ["", *_tex_table(contents, "gap", caption, columns, header, rows)]
     if contents.ranks is not None:
         caption = tex(
-            f"Average ranks by {metric_name(contents.matrix.headline)}. "
+            f"Average ranks by {metric_within(contents.matrix.headline)}. "
             + " ".join(contents.ranks.notes)
         )
         rows = ranks.rank_rows(contents.ranks)

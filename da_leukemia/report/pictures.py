@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from da_leukemia.config import names_cells
+from da_leukemia.errors import counted
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.markup import breakable, escape
 from da_leukemia.report.samples import (
@@ -97,7 +98,7 @@ def _sample(result: Result, sample: Sample) -> str:
     run = result.run
     goal = f", adapted to {run.target}" if run.target else ", not adapted"
     found = "".join(_finding(f) for f in sample.findings)
-    alt = f"{sample.name}: {len(sample.truths)} true cells, {len(sample.findings)} found"
+    alt = f"{sample.name}: {counted(len(sample.truths), 'true cell')}, {len(sample.findings)} found"
     return (
         f'<figure><img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
         f"<figcaption><b>{breakable(run.method)}</b>, trained on "

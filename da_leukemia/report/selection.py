@@ -10,7 +10,7 @@ from da_leukemia.config import devices_of
 from da_leukemia.errors import counted
 from da_leukemia.evaluation.label_free import SCORERS
 from da_leukemia.report.contents import Contents
-from da_leukemia.report.headlines import metric_name
+from da_leukemia.report.headlines import metric_within
 from da_leukemia.report.markup import escape, table
 from da_leukemia.report.tables import DASH, markdown_rows, score
 from da_leukemia.sweep.selection import (
@@ -97,7 +97,7 @@ def selection_section(contents: Contents) -> str:
     told = f"<p>{escape(_told(contents, found))}</p>"
     if not found:
         return told
-    metric = metric_name(contents.matrix.headline)
+    metric = metric_within(contents.matrix.headline)
     rules = "".join(
         f"<li><b>{n}</b>: {escape(meaning.format(metric=metric))}.</li>"
         for n, meaning in RULES.items()
@@ -117,7 +117,7 @@ def selection_markdown(contents: Contents) -> list[str]:
     found = choices(contents.results)
     lines = ["", "## Selection", "", _told(contents, found)]
     if found:
-        metric = metric_name(contents.matrix.headline)
+        metric = metric_within(contents.matrix.headline)
         rules = (f"- `{n}`: {told.format(metric=metric)}." for n, told in RULES.items())
         lines += ["", HOW_TO_READ.format(metric=metric), "", *rules]
         lines += ["", *markdown_rows(CHOICE_HEADER, _choice_rows(found))]

@@ -102,8 +102,8 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "no_patient": (
         "warning",
-        "images carry no patient or slide, so each image is split on its own; add `patient` to "
-        "the images of the label file or set patient_pattern",
+        "images carry no patient or slide, so each image is split on its own; set patient_pattern "
+        "where file names tell it (where there is a COCO file: or add `patient` to its images)",
     ),
     "patient_is_field": (
         "warning",
