@@ -292,7 +292,7 @@ def known(cells=200, fields=20, squeeze=1.0):
 
 def test_the_last_line_is_the_verdict_of_what_was_measured(folder, tmp_path, capsys):
     assert "(2.70 to 3.30 px per um)" in conclusion(known())
-    assert "(2.70 to 3.36 px per um)" in conclusion(known(squeeze=1.02))  # round all the same
+    assert "(2.70 to 3.37 px per um)" in conclusion(known(squeeze=1.02))  # round all the same
     assert "5.40 to 6.60 px per um across, 2.70 to 3.30 px per um down" in conclusion(
         known(squeeze=2.0)
     )

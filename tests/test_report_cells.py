@@ -113,15 +113,16 @@ def test_answers_are_one_a_cell_and_pictures_are_not_enlarged(tmp_path):
 
 
 def test_devices_are_counted_that_were_trained_or_tested_on(tmp_path):
-    def told(**choices):
+    def told(scored=True, **choices):
         experiment = make_experiment(tmp_path, seeds=(0,), methods=("fair_source_only",))
         for key, value in choices.items():
             setattr(experiment, key, value)
         jobs = make_plan(experiment)
-        contents = gather(experiment, [make_result(experiment, j, records=False) for j in jobs])
+        results = [make_result(experiment, j, records=False) for j in jobs]
+        contents = gather(experiment, [r if scored else r | {"tests": {}} for r in results])
         return page(contents, {}).split('<p class="soft">')[1].split("</p>")[0]
 
     assert "tested on every device. 3 devices" in told()
     assert "tested on the same device. 1 device," in told(sources=["phone"], tests=["phone"])
     assert "tested on 1 device. 2 devices" in told(sources=["phone"], tests=["low_cost"])
-    assert "could be tested on none. 2 devices" in told(sources=["phone", "low_cost"], tests=[])
+    assert "could be tested on none. 1 device," in told(scored=False, sources=["phone"])
