@@ -146,7 +146,7 @@ def _head(contents: Contents, links: str) -> str:
 
 def _learned_from(contents: Contents) -> set[str]:
     """Return the devices whose images are learned from, with labels or without."""
-    runs = [r.run for r in (*contents.results, *contents.missing)]
+    runs = [*(r.run for r in contents.results), *(m.run for m in contents.missing)]
     learned = {d for run in runs for d in devices_of(run.source)} | {run.target for run in runs}
     return learned & set(contents.experiment.data.domains)  # a checkpoint is no device
 
