@@ -94,7 +94,7 @@ def draw_matrix(contents: Contents, *paths: Path, metric: str | None = None) -> 
             note += f"; gap closed: {percent(closed[view.method])}"
         elif note:
             note += " to the test device"
-        note = note or "no image of the test device"
+        note = note or "the row's device alone"
         axes.set_title(view.method, loc="left", fontsize=12, fontweight="bold", pad=22)
         axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=8.5, color="#555555")
     bar = figure.add_axes(((width - 0.85) / width, y / height, 0.16 / width, high / height))
