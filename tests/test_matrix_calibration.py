@@ -135,7 +135,7 @@ def test_where_everything_is_calibrated_the_reference_is_too():
 
 def test_a_caption_does_not_hide_that_images_were_seen():
     matrix = build_matrix(results())
-    assert "no image of the device" in caption(matrix.view("fair_source_only"))
+    assert "the row's device alone" in caption(matrix.view("fair_source_only"))
     assert "unlabelled images of the device" in caption(matrix.view("fair_source_only+calibrated"))
 
 
