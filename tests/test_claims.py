@@ -113,6 +113,36 @@ def test_of_many_that_reach_for_one_number_one_gets_it(tmp_path):
     assert sorted(got) == [False] * 7 + [True]
 
 
+def test_who_is_killed_while_claiming_leaves_nothing_behind_that_others_wait_for(
+    tmp_path, monkeypatch
+):
+    def killed(*paths):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", killed)
+        with pytest.raises(SystemExit), claims.hold(tmp_path):
+            pass
+    assert claims.holder(tmp_path) is None
+    with claims.hold(tmp_path) as mine:
+        assert mine
+        (file,) = (tmp_path / claims.FOLDER).iterdir()
+        assert claims.read(tmp_path).owner
+        assert file.name == "000001"
+
+
+def test_where_there_are_no_hard_links_a_claim_is_exclusive_too(tmp_path, monkeypatch):
+    def none(*paths):
+        raise PermissionError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(os, "link", none)
+    (tmp_path / claims.FOLDER).mkdir()
+    one, other = claims.Held(tmp_path, 3), claims.Held(tmp_path, 3)
+    assert [one.take(), other.take()] == [True, False]
+    assert claims.read(tmp_path).owner
+    assert [f.name for f in (tmp_path / claims.FOLDER).iterdir()] == ["000003"]
+
+
 def test_a_claim_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
     with claims.hold(tmp_path):
         pass

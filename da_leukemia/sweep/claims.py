@@ -4,9 +4,10 @@ On one machine the kernel knows best: a lock on ``job.lock`` ends with its proce
 locks are often private to each (NFS with ``nolock``, Lustre with ``localflock``, FUSE, SMB), so a
 job is also claimed by files:
 
-- ``claims/000007`` is made with O_EXCL, which shared file systems do keep. Whoever makes the
-  highest number owns the job. Numbers are never used again, so of two runners that both find a
-  claim dead, one gets the next number, and a runner that comes back sees that it lost.
+- ``claims/000007`` is made by a hard link, where there are none with O_EXCL; shared file systems
+  keep both exclusive. Whoever makes the highest number owns the job. Numbers are never used again,
+  so of two runners that both find a claim dead, one gets the next number, and a runner that comes
+  back sees that it lost.
 - Its owner rewrites it every `BEAT` seconds. It is dead when it stayed the same through `MISSED`
   looks, each at least a beat after the one before. Clocks of two machines are never compared, and
   an observer that was itself asleep, or cut off from the server, has not looked.
@@ -268,6 +269,34 @@ class Held:
         """Make the claim; False if another process was faster."""
         path = _path(self.folder, self.number)
         path.parent.mkdir(exist_ok=True)
+        if not self._made(path):
+            return False
+        self._last = now()
+        for number in _numbers(self.folder):
+            if number < self.number:
+                _path(self.folder, number).unlink(missing_ok=True)
+        return True
+
+    def _made(self, path: Path) -> bool:
+        """Write the claim's file; False if it is there.
+
+        It appears with its text: of an empty one, whose writer was killed in the act, nobody could
+        tell whether the writer lives, and the job would wait for `MISSED` beats.
+        """
+        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        try:
+            draft.write_text(self._text(released=False), encoding="utf-8")
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                return False
+            except OSError:  # no hard links here: FAT, some shares
+                return self._made_empty_first(path)
+            return True
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _made_empty_first(self, path: Path) -> bool:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -278,10 +307,6 @@ class Held:
         except OSError:  # a full disk
             path.unlink(missing_ok=True)
             raise
-        self._last = now()
-        for number in _numbers(self.folder):
-            if number < self.number:
-                _path(self.folder, number).unlink(missing_ok=True)
         return True
 
     def beat(self, released: bool = False) -> None:
