@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -26,13 +27,17 @@ from da_leukemia.config import (
     save_job,
 )
 from da_leukemia.config.origin import FORMAT, KEY, Origin, read_origin
+from da_leukemia.data.images import Memory
 from da_leukemia.data.preflight import preflight
+from da_leukemia.data.splits import Split
 from da_leukemia.errors import ConfigError, DataError
 from da_leukemia.report import gather, write_report
 from da_leukemia.report.samples import choose, first_sample
-from da_leukemia.sweep import ledger, worker
+from da_leukemia.sweep import ledger, prediction, worker
 from da_leukemia.sweep.card import model_card
+from da_leukemia.sweep.facts import Facts, read_facts
 from da_leukemia.sweep.plan import label, make_plan, trains
+from da_leukemia.sweep.prediction import Fields, predict_unlabelled
 
 H, L = "H_100X_C2", "L_100X_C2"
 FAIR = Method()
@@ -335,6 +340,25 @@ def test_without_labels_there_are_weights_and_label_free_scores_alone(sweep):
         sampled = json.loads((folders[name] / "samples" / "blind.json").read_text())
         assert [s["truths"] for s in sampled] == [[]] * len(sampled)
         assert sampled
+
+
+def test_what_is_looked_at_has_no_labels_and_need_not_be_a_test_field(make_job, monkeypatch):
+    """A device with labels may be called unlabelled, and a split may leave it no test field."""
+
+    class Looks:
+        def predict_fields(self, batches, data):
+            return data.fields
+
+    monkeypatch.setattr(prediction, "prepared_for", lambda *a: contextlib.nullcontext())
+    job = make_job(FAIR, target=None, tests=[H])
+    facts = read_facts(job.data)
+    assert sum(len(f.labels) for f in facts.indexes[L]) > 0
+    alone = Split({f.group: "train" for index in facts.indexes.values() for f in index})
+    for split, part in ((facts.split, "test"), (alone, "train")):
+        fields = Fields(job, Facts(facts.indexes, split, {}), dict.fromkeys((H, L), 96), Memory())
+        seen = predict_unlabelled(Looks(), fields, L)
+        assert {f.key for f in seen} == {f.key for f in split.select(facts.indexes[L], part)}
+        assert [len(f.labels) + len(f.boxes) for f in seen] == [0] * len(seen) != []
 
 
 def test_what_is_said_of_the_source_goes_on_to_the_next(sweep, lab):

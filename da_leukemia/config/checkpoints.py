@@ -85,8 +85,10 @@ def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     both = dict(base)
     for key, value in given.items():
         below = base.get(key)
-        nested = isinstance(below, Mapping) and isinstance(value, Mapping)
-        both[key] = _merged(below, value) if nested else value  # type: ignore[arg-type]
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            both[key] = _merged(below, value)
+        else:
+            both[key] = value
     return both
 
 

@@ -29,7 +29,7 @@ def samples_section(contents: Contents) -> str:
         return _answers_section(contents)
     blocks = []
     for test, samples in choose(contents, first_sample):
-        figures = "".join(_sample(result, sample) for result, sample in samples)
+        figures = "".join(_sample(r, sample, test in r.content["tests"]) for r, sample in samples)
         blocks.append(f'<h3>{breakable(test)}</h3><div class="pair">{figures}</div>')
     if not blocks:
         return ""
@@ -90,7 +90,7 @@ def _answer(sample: Sample | None, truth: str) -> str:
     return f'<span class="neg">{text}</span>' if wrong else text
 
 
-def _sample(result: Result, sample: Sample) -> str:
+def _sample(result: Result, sample: Sample, labelled: bool) -> str:
     try:
         data = base64.b64encode(draw(sample)).decode()
     except OSError as error:
@@ -98,7 +98,8 @@ def _sample(result: Result, sample: Sample) -> str:
     run = result.run
     goal = f", adapted to {run.target}" if run.target else ", not adapted"
     found = "".join(_finding(f) for f in sample.findings)
-    alt = f"{sample.name}: {counted(len(sample.truths), 'true cell')}, {len(sample.findings)} found"
+    truth = f"{counted(len(sample.truths), 'true cell')}, " if labelled else ""
+    alt = f"{sample.name}: {truth}{len(sample.findings)} found"
     return (
         f'<figure><img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
         f"<figcaption><b>{breakable(run.method)}</b>, trained on "

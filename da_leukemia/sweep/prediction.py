@@ -95,6 +95,18 @@ def predict_domain(
         return task.predict_fields(data.searches(fields.job.trainer.batch_size), data)
 
 
+def predict_unlabelled(task: DetectionTask, fields: Fields, domain: str) -> list[FieldRecord]:
+    """Detect on a device that nothing is scored on: its test fields, or else those adapted to.
+
+    Labels that it may have all the same are in no record.
+    """
+    data = fields.part(domain, "test").without_labels()
+    if not len(data):
+        data = fields.unlabelled(domain)
+    with prepared_for(task, fields, domain):
+        return task.predict_fields(data.searches(fields.job.trainer.batch_size), data)
+
+
 def evaluate_domain(records: Sequence[FieldRecord], fields: Fields, domain: str) -> dict[str, Any]:
     """Score the records of a device as its task asks, for ``result.json``."""
     labelled = fields.labelled(domain)

@@ -42,7 +42,7 @@ from da_leukemia.sweep.card import licence_of, write_card
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
 from da_leukemia.sweep.ledger import RESULT_VERSION, job_folder, write_json, written
 from da_leukemia.sweep.plan import adapts_after_training, source_model, starts_trained, trains
-from da_leukemia.sweep.prediction import Fields, evaluate_domain, predict_domain
+from da_leukemia.sweep.prediction import Fields, evaluate_domain, predict_domain, predict_unlabelled
 from da_leukemia.sweep.provenance import code_version, device_name, peak_memory, versions
 from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.classification import CellClassification
@@ -112,7 +112,7 @@ def run_job(folder: Path) -> None:
         tests = kept | test_domains(task, fields, folder, missing)
         unlabelled = epochs.judge_unlabelled(task, fields)
         for domain in unlabelled:  # nobody can score it, but anybody can look
-            _write_samples(predict_domain(task, fields, domain), fields, folder, domain)
+            _write_samples(predict_unlabelled(task, fields, domain), fields, folder, domain)
         tested_seconds = time.monotonic() - begun
         records = epochs.record_epochs(task, fields, folder)
         if kept and not records:  # a new device: the weights are gone, what they were is known
