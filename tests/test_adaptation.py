@@ -10,7 +10,7 @@ from adaptation_kit import context, detector, draw, rand
 from torch import nn
 
 from da_leukemia.adaptation import settings as s
-from da_leukemia.adaptation.adversarial import Adversarial, reversal_schedule, reverse_gradient
+from da_leukemia.adaptation.adversarial import Adversarial, reversal_schedule
 from da_leukemia.adaptation.appearance import (
     Fourier,
     Histogram,
@@ -21,6 +21,7 @@ from da_leukemia.adaptation.base import StepContext
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
 from da_leukemia.models.ema import MovingAverage
+from da_leukemia.models.gradients import scale_gradient
 from da_leukemia.models.one_stage import DenseOutputs
 
 
@@ -41,7 +42,7 @@ def test_the_reversed_gradient_has_the_other_sign_and_the_scale():
     x = rand(5).requires_grad_()
     plain = (x.square() * 3).sum()
     (direct,) = torch.autograd.grad(plain, x)
-    y = reverse_gradient(x, 0.25)
+    y = scale_gradient(x, -0.25)
     assert torch.equal(y, x)
     (turned,) = torch.autograd.grad((y.square() * 3).sum(), x)
     torch.testing.assert_close(turned, -0.25 * direct)

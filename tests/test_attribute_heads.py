@@ -18,6 +18,7 @@ from da_leukemia.models.attridet import GRID, AttriDetHead
 from da_leukemia.models.backbone import Backbone
 from da_leukemia.models.factory import build_detector, check_settings
 from da_leukemia.models.losses import asymmetric_loss, class_balanced_weights
+from da_leukemia.models.pooling import align_boxes
 
 SIZES = (3, 2, 2)
 LOSSES = ("cross_entropy", "class_balanced", "asymmetric")
@@ -220,6 +221,32 @@ def test_attridet_reads_the_six_binary_attributes_from_two_backbone_levels():
     assert [m.shape[-1] for m in outputs.shallow] == [16, 8]  # strides 4 and 8 of the backbone
     assert head.body[0][0].in_channels == sum(m.shape[1] for m in outputs.shallow)
     assert made.decode(outputs).attributes.shape[-1] == sum(LEUKEMIAATTRI.attribute_sizes)
+
+
+@pytest.mark.parametrize(("stride", "grid"), [(4, (24, 30)), (8, (7, 7)), (16, (1, 2))])
+def test_a_grid_and_its_gradient_are_torchvisions_roialign(stride, grid):
+    """Inside, across the border, wholly outside, smaller than a pixel, without area."""
+    boxes = torch.tensor(
+        [
+            [[3.0, 9, 90, 61], [-20, -8, 33, 40], [70, 50, 140, 130], [0, 0, 0, 0]],
+            [[200, 8, 260, 40], [40.2, 40.1, 40.6, 40.9], [0, 0, 128, 96], [-90, 0, -60, 50]],
+        ]
+    )
+    rois = torch.cat([torch.arange(2.0).repeat_interleave(4)[:, None], boxes.flatten(0, 1)], 1)
+    weight = rand(8, 3, *grid, seed=5)
+    found, wanted = [], []
+    for out, pool in (
+        (found, lambda m: align_boxes(m, boxes, stride, grid)),
+        (wanted, lambda m: roi_align(m, rois, grid, 1 / stride, 2, aligned=True)),
+    ):
+        feature = rand(2, 3, 96 // stride, 128 // stride).requires_grad_()
+        pooled = pool(feature)
+        (pooled * weight).sum().backward()
+        out += [pooled.detach(), feature.grad]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert found[0][:3].amax(dim=(1, 2, 3)).min() > 0.3  # they do look at something
+    half = align_boxes(rand(2, 3, 96 // stride, 128 // stride).bfloat16(), boxes, stride, grid)
+    assert half.dtype is torch.float32
 
 
 def test_attridets_roialign_samples_both_levels_under_the_box():

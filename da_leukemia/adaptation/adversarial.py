@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +16,7 @@ from da_leukemia.adaptation.settings import InstanceAdversarial as InstanceSetti
 from da_leukemia.data.views import Draw
 from da_leukemia.errors import ConfigError
 from da_leukemia.models.base import AnyDetector, Outputs, Regions
-
-
-class _Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return features.view_as(features)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.scale * gradients[0], None
-
-
-def reverse_gradient(features: Tensor, scale: float) -> Tensor:
-    """Identity forwards; multiplies the gradient by ``-scale`` backwards (Ganin et al., 2016)."""
-    reversed_: Tensor = _Reverse.apply(features, scale)
-    return reversed_
+from da_leukemia.models.gradients import scale_gradient
 
 
 def reversal_schedule(progress: float, ramp: float) -> float:
@@ -122,7 +105,7 @@ class Adversarial(Component):
         # In float32: the discriminator saturates early and bf16 then loses its gradient.
         with torch.autocast(outputs.features[0].device.type, enabled=False):
             return [
-                discriminator(reverse_gradient(feature.float(), scale)).flatten(1)
+                discriminator(scale_gradient(feature.float(), -scale)).flatten(1)
                 for discriminator, feature in zip(
                     self.discriminators, outputs.features, strict=True
                 )
@@ -221,7 +204,7 @@ class InstanceAdversarial(Component):
         with torch.autocast(regions.boxes.device.type, enabled=False):
             resolution = self.settings.resolution
             pooled = context.detector.region_features(outputs, regions.boxes, resolution)
-            seen = self._conditioned(reverse_gradient(pooled, scale), regions.scores)
+            seen = self._conditioned(scale_gradient(pooled, -scale), regions.scores)
             for layer in (self.first, self.second):
                 seen = self._dropped(F.relu(layer(seen)), context.draw)
             logits: Tensor = self.last(seen).squeeze(-1)

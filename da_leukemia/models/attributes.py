@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from da_leukemia.data.views import Draw
+from da_leukemia.models.gradients import scale_gradient
 from da_leukemia.models.losses import asymmetric_loss, class_balanced_weights
+from da_leukemia.models.pooling import align_boxes
 from da_leukemia.models.pyramid import conv_block
 
 
@@ -148,7 +149,7 @@ class AttributeHead(nn.Module, ABC):
         if share == 0:
             maps = [m.detach() for m in maps]
         elif share != 1:
-            maps = [m * share + m.detach() * (1 - share) for m in maps]
+            maps = [scale_gradient(m, share) for m in maps]
         logits = self.judge(self.embed(maps, boxes, strides), draw)
         if self.on_type is None:
             return logits
@@ -208,13 +209,6 @@ class AttributeHead(nn.Module, ABC):
         return torch.split(logits, list(self.widths), -1)
 
 
-def regions(boxes: Tensor) -> Tensor:
-    """Return boxes ``(B, M, 4)`` as RoIAlign wants them, ``(B * M, 5)`` with the image first."""
-    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
-    image = image[:, None, None].expand(-1, boxes.shape[1], 1)
-    return torch.cat([image, boxes], -1).flatten(0, 1).float()
-
-
 class PyramidHead(AttributeHead):
     """Ours: RoIAlign on the finest map of the pyramid, and the size of the box.
 
@@ -238,8 +232,7 @@ class PyramidHead(AttributeHead):
 
     def embed(self, maps: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]) -> Tensor:
         """Return ``(B, M, C + 2)``; see `AttributeHead.embed`. Reads the first map alone."""
-        features, scale = maps[0].float(), 1 / strides[0]
-        pooled = roi_align(features, regions(boxes), self.resolution, scale, 2, aligned=True)
+        pooled = align_boxes(maps[0], boxes, strides[0], (self.resolution, self.resolution))
         size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1).log().flatten(0, 1) / 5
         return torch.cat([self.body(pooled).flatten(1), size], 1).view(*boxes.shape[:2], -1)
 

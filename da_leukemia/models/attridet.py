@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from da_leukemia.data.views import Draw
-from da_leukemia.models.attributes import AttributeHead, regions
+from da_leukemia.models.attributes import AttributeHead
+from da_leukemia.models.pooling import align_boxes
 
 GRID = (24, 30)
 """Rows and columns of the RoIAlign grid."""
@@ -65,19 +65,14 @@ class AttriDetHead(AttributeHead):
 
     def embed(self, maps: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]) -> Tensor:
         """Return ``(B, M, 576)``; see `AttributeHead.embed`."""
-        places = regions(boxes)
-        learns = torch.is_grad_enabled()
-        parts = [places] if learns else torch.split(places, _CHUNK)
-        found = torch.cat([self._convolve(maps, part, strides) for part in parts])
-        return found.view(*boxes.shape[:2], -1)
+        at_once = boxes.shape[1] if torch.is_grad_enabled() else max(1, _CHUNK // len(boxes))
+        parts = torch.split(boxes, max(1, at_once), 1)
+        return torch.cat([self._convolve(maps, part, strides) for part in parts], 1)
 
-    def _convolve(self, maps: Sequence[Tensor], places: Tensor, strides: Sequence[int]) -> Tensor:
-        pooled = [
-            roi_align(m.float(), places, GRID, 1 / stride, 2, aligned=True)
-            for m, stride in zip(maps, strides, strict=True)
-        ]
+    def _convolve(self, maps: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]) -> Tensor:
+        pooled = [align_boxes(m, boxes, s, GRID) for m, s in zip(maps, strides, strict=True)]
         out: Tensor = self.body(torch.cat(pooled, 1)).flatten(1)
-        return out
+        return out.view(*boxes.shape[:2], -1)
 
     def judge(self, embedded: Tensor, draw: Draw | None) -> Tensor:
         """Classify, with dropout where numbers are given for it in training."""
