@@ -11,9 +11,11 @@ from torch import nn
 from da_leukemia.adaptation import settings as s
 from da_leukemia.adaptation.base import Component
 from da_leukemia.adaptation.statistics import AdaBN, Tent, detection_entropy
-from da_leukemia.config import Augmentation, Trainer
+from da_leukemia.config import Augmentation, Detector, Trainer
 from da_leukemia.data.batches import UnlabelledBatch
 from da_leukemia.errors import ConfigError
+from da_leukemia.labels import WBC5
+from da_leukemia.models.factory import build_detector
 from da_leukemia.tasks.detection import DetectionTask
 
 S = 64
@@ -130,6 +132,24 @@ def test_tent_lowers_the_entropy_by_norm_layers_alone():
     assert changed <= norms
     assert [p.requires_grad for p in net.parameters()] == frozen
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", ["one_stage", "classifier"])
+def test_tent_survives_what_is_beyond_doubt_and_what_was_never_seen(kind):
+    """At a score of 0 or 1 the slope of the entropy is infinite, and NaN times 0 is NaN."""
+    given = [rand(4, 3, S, S)]
+    if kind == "classifier":
+        net = build_detector(Detector(kind=kind, backbone="mobilenetv3_small_050"), WBC5, S)
+        net.know(torch.tensor([9, 9, 0, 9, 9]))  # bccd has no basophil
+    else:
+        net = detector()
+        nn.init.constant_(net.head.score.bias[0], 40.0)
+        nn.init.constant_(net.head.score.bias[1], -120.0)
+    with torch.no_grad():
+        scores = net.eval().places(net(given[0])).scores
+    assert (scores == 0).any()
+    Tent(s.Tent(steps=3)).finish(net, lambda: given)
+    assert all(v.isfinite().all() for v in state(net).values())
 
 
 def finished_task(components):

@@ -14,6 +14,10 @@ from da_leukemia.adaptation.settings import Tent as TentSettings
 from da_leukemia.errors import ConfigError
 from da_leukemia.models.base import AnyDetector
 
+_LEAST = 1e-7
+"""Entropies are of probabilities this far from 0 and 1, where their slope is infinite and one place
+that is beyond doubt would make every weight NaN."""
+
 
 class AdaBN(Component):
     """BatchNorm statistics of the target in place of the source's (Li et al., 2016)."""
@@ -68,15 +72,17 @@ def detection_entropy(scores: Tensor) -> Tensor:
         scores: ``(B, L, C)`` in 0..1. Nearly all places are certain background; unweighted they
             would be all that counts.
     """
-    certain = torch.special.entr(scores) + torch.special.entr(1 - scores)
     weight = scores.detach().amax(-1)
+    scores = scores.clamp(_LEAST, 1 - _LEAST)
+    certain = torch.special.entr(scores) + torch.special.entr(1 - scores)
     mean: Tensor = (certain.sum(-1) * weight).sum() / weight.sum().clamp(min=1e-6)
     return mean
 
 
 def cell_entropy(scores: Tensor) -> Tensor:
     """Return the mean entropy of class probabilities ``(B, 1, C)`` of single cells."""
-    mean: Tensor = torch.special.entr(scores).sum(-1).mean()
+    # At 0, where the score of a class never seen is, its slope is infinite.
+    mean: Tensor = torch.special.entr(scores.clamp(min=_LEAST)).sum(-1).mean()
     return mean
 
 
