@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from da_leukemia.adaptation import settings as s
-from da_leukemia.adaptation.base import Component, StepContext
+from da_leukemia.adaptation.base import Component, NoSource, StepContext
 from da_leukemia.adaptation.distillation import Distillation
 from da_leukemia.adaptation.mean_teacher import MeanTeacher
 from da_leukemia.adaptation.pseudo import (
@@ -50,7 +50,7 @@ def source_labels(classes=(True, True), attributes=((1, 2), (0, -1))):
     return Targets(boxes, torch.zeros(2, 1, dtype=torch.int64), codes, mask, known)
 
 
-def step(component, *, bias=None, labels=None, progress=1.0, sizes=(2, 3), same=False):
+def step(component, *, bias=None, labels=None, progress=1.0, sizes=(2, 3), same=False, source=None):
     """One call of a component: losses, student, teacher's answer, figures, what was asked."""
     net = detector(sizes)
     teacher = MovingAverage(net if same else detector(sizes, seed=1), 0.9).network
@@ -67,7 +67,7 @@ def step(component, *, bias=None, labels=None, progress=1.0, sizes=(2, 3), same=
         teacher=teacher,
         progress=progress,
         draw=draw(),
-        source=seen,
+        source=source or seen,
         source_targets=labels or source_labels(),
         target=seen,
         target_weak=weak,
@@ -267,6 +267,9 @@ def test_the_health_of_self_training_is_logged(component):
     assert any(k.endswith("per_image") for k in log)
     assert all(v.isfinite() for v in log.values())
     assert not any(v.requires_grad for v in log.values())
+    # Without a source there is no class histogram to be far from.
+    *_, alone, _ = step(component, bias=2.0, source=NoSource())
+    assert alone.keys() == log.keys() - {"health/class_shift"}
 
 
 def test_the_class_shift_is_what_must_be_moved():

@@ -110,6 +110,11 @@ class StepContext:
     log: Callable[[str, Tensor], None]
     source_weak: Tensor | None = None
 
+    @property
+    def source_free(self) -> bool:
+        """Whether there is no image of the source."""
+        return isinstance(self.source, NoSource)
+
     @cached_property
     def taught_source(self) -> Taught:
         """What the teacher says on the source: computed once, whoever asks first."""

@@ -58,8 +58,7 @@ class Distillation(Component):
             disagreement(pairs[0].taught, pairs[0].scores, labelled, settings.positive),
         )
         if self.counts is not None:
-            self.counts.see_pseudo(best, positive)
-            context.log("health/class_shift", self.counts.shift())
+            self.counts.report(context, best, positive)
         factor = settings.weight * strength(context.progress, settings.burn_in, settings.ramp)
         out = {}
         if settings.class_weight > 0:

@@ -99,7 +99,6 @@ class MaskedConsistency(Component):
             ),
         )
         if self.counts is not None:
-            self.counts.see_pseudo(found.labels, confident)
-            context.log("health/class_shift", self.counts.shift())
+            self.counts.report(context, found.labels, confident)
         factor = settings.weight * strength(context.progress, settings.burn_in, settings.ramp)
         return {"masked_class": factor * loss}

@@ -125,8 +125,7 @@ class MeanTeacher(Component):
         )
         context.log("health/disagreement", apart)
         if self.counts is not None:
-            self.counts.see_pseudo(labels, confident)
-            context.log("health/class_shift", self.counts.shift())
+            self.counts.report(context, labels, confident)
         if self.thresholds is not None:
             values = self.thresholds.values
             context.log("health/threshold_min", values.min())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from da_leukemia.adaptation.base import StepContext
 from da_leukemia.data.batches import Targets
 from da_leukemia.models.base import Detections
 
@@ -140,6 +141,12 @@ class ClassCounts(nn.Module):
     def see_pseudo(self, labels: Tensor, mask: Tensor) -> None:
         """Count pseudo-labels ``(B, K)``."""
         self._add(self.pseudo, labels, mask)
+
+    def report(self, context: StepContext, labels: Tensor, mask: Tensor) -> None:
+        """Count pseudo-labels, and log how far they are from the source's, where it is seen."""
+        self.see_pseudo(labels, mask)
+        if not context.source_free:
+            context.log("health/class_shift", self.shift())
 
     def shift(self) -> Tensor:
         """Return the share of pseudo-labels to be moved for the source's class histogram, 0..1.
