@@ -37,7 +37,7 @@ class AttriDetHead(AttributeHead):
     """
 
     shallow = (4, 8)
-    most = 12  # padding costs as much as cells; with all 30 of a crowded field a third of a step
+    most = 8  # each costs a hundredth of a step of a small detector, and padding as much as cells
 
     def __init__(
         self,
