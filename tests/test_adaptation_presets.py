@@ -71,7 +71,8 @@ def eager(name, kind="one_stage"):
 
 def off(method):
     method = copy.deepcopy(method)
-    method.source_free, method.learning_rate_factor = False, 1.0  # regimes, not components
+    # Regimes, not components; what they are the twins of, see test_longer_twin.
+    method.source_free, method.continued, method.learning_rate_factor = False, False, 1.0
     method.outside, method.patch_mosaics = "ignored", 0.0
     for given in method.components:
         given[COMPONENTS[given["name"]].strength] = 0.0

@@ -158,7 +158,7 @@ def test_its_settings_are_taken_over_from_a_short_file(tmp_path):
     write(tmp_path / "lab.ckpt", origin)
     file = tmp_path / "ours.yaml"
     file.write_text(
-        f"checkpoints: {{lab: {tmp_path}/lab.ckpt}}\nmethods: [recommended]\n"
+        f"checkpoints: {{lab: {tmp_path}/lab.ckpt}}\nmethods: [recommended_source_free]\n"
         "data: {domains: {phone: {format: images, labels: none}}}\n"
     )
     read = load_experiment(file)
@@ -208,11 +208,14 @@ def test_what_does_not_fit_is_said(made, settings, said):
 )
 def test_methods_that_need_the_source_are_refused_with_a_way_out(made, method, why):
     adaptations = {method: load_method(method)}
-    with pytest.raises(ConfigError, match=f"'{method}' {why}.*source_free_teacher, recommended"):
+    free = "source_free_teacher, recommended_source_free"
+    with pytest.raises(ConfigError, match=f"'{method}' {why}.*{free}"):
         made(methods=[method], adaptations=adaptations, targets=["phone"])
 
 
-@pytest.mark.parametrize("method", ["adabn", "tent", "source_free_teacher", "recommended"])
+@pytest.mark.parametrize(
+    "method", ["adabn", "tent", "source_free_teacher", "recommended_source_free"]
+)
 def test_methods_that_do_not_need_it_are_planned(made, method):
     plan = make_plan(made(methods=[method], adaptations={}))
     assert f"{method} lab->phone s0" in [label(job) for job in plan]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 from PIL import Image
 
+from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Data, Detector, Domain, Experiment
 from da_leukemia.data.experiment import read_experiment_data
 from da_leukemia.data.preflight import preflight
@@ -300,3 +302,23 @@ def test_a_device_that_cannot_be_read_at_all_does_not_hide_the_faults_of_the_oth
     assert "lab/annotations.json: line 1" in lab
     assert "phone: no annotations.json" in phone
     assert "scope/1.png: the file is empty" in scope
+
+
+@pytest.mark.parametrize(("space", "lost"), [("lineage", True), ("wbc", False)])
+def test_types_that_a_source_free_teacher_would_unlearn_are_said(smears, caplog, space, lost):
+    teacher = {"name": "mean_teacher", "burn_in": 0.0}
+    soft = {"name": "distillation", "burn_in": 0.0, "class_weight": 1.0}
+    made = experiment(smears, "H_100X_C2", "L_100X_C2", format="leukemiaattri")
+    made.data.label_space = space
+    made.adaptations = {
+        "alone": Method(source_free=True, components=[teacher]),
+        "boxes": Method(source_free=True, components=[teacher, soft | {"class_weight": 0.0}]),
+        "held": Method(source_free=True, components=[teacher, soft]),
+        "with_labels": Method(continued=True, components=[teacher]),
+    }
+    made.methods = list(made.adaptations)
+    with caplog.at_level(logging.WARNING):
+        preflight(made)
+    said = [r.getMessage() for r in caplog.records if "may lose" in r.getMessage()]
+    assert len(said) == (2 if lost else 0)  # of each source
+    assert all("alone, boxes learns from its own" in text for text in said)

@@ -9,7 +9,7 @@ import test_matrix_support as support
 import torch
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Data, Domain, Experiment, save_job
+from da_leukemia.config import Data, Domain, Experiment, load_method, save_job
 from da_leukemia.errors import ConfigError
 from da_leukemia.report import gather, write_report
 from da_leukemia.sweep import ledger, worker
@@ -69,6 +69,16 @@ def test_one_that_goes_on_with_the_source_beside_the_target_brings_it_too():
     made = experiment(methods=["dann"], adaptations={"dann": going_on})
     assert "longer_source_only:dann scope s0" in names(made)
     assert longer_twin("dann", going_on)[1].components == []
+
+
+def test_the_recommended_method_without_strength_is_this_twin():
+    recommended = load_method("recommended")
+    made = experiment(methods=["it"], adaptations={"it": recommended}, twins=["fair", "longer"])
+    (twin,) = [job for job in make_plan(made) if job.method_name.startswith("longer")]
+    for given in recommended.components:
+        given["weight"] = 0.0
+    off = experiment(methods=["it"], adaptations={"it": recommended}, targets=["scope"])
+    assert [job.hash for job in make_plan(off) if job.method_name == "it"] == [twin.hash]
 
 
 def test_methods_of_one_recipe_share_the_training():

@@ -36,8 +36,8 @@ _FREE_TO_CHOOSE = (
 """Settings of a detector that may differ: its weights are given, or it is not trained with them."""
 
 _ALLOWED = (
-    "methods that see no image of the source can: source_free_teacher, recommended, adabn, tent, "
-    "any with source_free: true, and fair_source_only (the checkpoint as it is)"
+    "methods that see no image of the source can: source_free_teacher, recommended_source_free, "
+    "adabn, tent, any with source_free: true, and fair_source_only (the checkpoint as it is)"
 )
 
 

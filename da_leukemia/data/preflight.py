@@ -8,7 +8,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from da_leukemia.config import Data, Experiment, chosen_detectors, devices_of, names_cells
+from da_leukemia.adaptation.settings import Method
+from da_leukemia.config import (
+    Data,
+    Experiment,
+    active_components,
+    chosen_detectors,
+    devices_of,
+    names_cells,
+)
+from da_leukemia.config.checkpoints import origin_of
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.cache import audit_once, cache_folder, read_cached
 from da_leukemia.data.experiment import domain_source, missing_root, no_images, read_experiment_data
@@ -81,6 +90,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     if problems:
         raise DataError(problems)
     _warn_of_constant_attributes(experiment, indexes, split)
+    _warn_of_unlearning(experiment, indexes, split)
     if experiment.folder.is_dir():
         path = experiment.folder / "split.json"
         try:
@@ -111,6 +121,43 @@ def _warn_of_constant_attributes(
                 source,
                 same,
             )
+
+
+def _warn_of_unlearning(
+    experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split
+) -> None:
+    """Say where rare types would be lost: nothing reminds a source-free detector of them.
+
+    Its optimiser takes a step in every weight whose gradient keeps its sign, however small: a type
+    without pseudo-labels hears from background alone, and its score sinks everywhere.
+    """
+    known = experiment.adaptations
+    risky = [m for m in experiment.methods if m in known and _forgets(known[m])]
+    if not risky or names_cells(experiment):
+        return
+    for source in experiment.sources or []:
+        if source in experiment.checkpoints:
+            types = len(origin_of(experiment.checkpoints[source]).classes)
+        else:
+            train = [f for d in devices_of(source) for f in split.select(indexes[d], "train")]
+            types = len({int(k) for f in train for k in f.labels if k >= 0})
+        if types > 1:
+            _LOG.warning(
+                "%s: %s learns from its own confident cells alone, and of %d types it may lose "
+                "those that it is seldom sure of (docs/results/adaptation_simulated.md); methods "
+                "with continued: true learn from the source's labels beside them, "
+                "distillation.class_weight: 1 keeps what the detector knew",
+                source,
+                ", ".join(risky),
+                types,
+            )
+
+
+def _forgets(method: Method) -> bool:
+    """Whether a method has pseudo-labels, and neither a label nor soft answers beside them."""
+    active = {str(c["name"]): c for c in active_components(method)}
+    soft = active.get("distillation", {}).get("class_weight", 0) > 0
+    return method.source_free and "mean_teacher" in active and not soft
 
 
 def _nothing_in_patches(experiment: Experiment, index: FieldIndex, split: Split) -> list[str]:
