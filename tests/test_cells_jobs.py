@@ -33,7 +33,7 @@ from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation.records import load_records
 from da_leukemia.labels import LINEAGE, MATEK19, MLL23
 from da_leukemia.report import write_report
-from da_leukemia.sweep import worker
+from da_leukemia.sweep import training, worker
 from da_leukemia.sweep.ledger import collect
 from da_leukemia.sweep.plan import make_plan
 
@@ -211,7 +211,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(make, run, monkeypatch)
             raise RuntimeError("cut off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker.CellClassification, "on_train_epoch_end", stop)
+        patch.setattr(training.CellClassification, "on_train_epoch_end", stop)
         with pytest.raises(RuntimeError, match="cut off"):
             run(job, "cut")
     assert same(whole, run(job, "cut"))

@@ -133,7 +133,7 @@ def test_it_differs_from_its_method_in_what_it_sees_alone(make_job, run, tmp_pat
     free = make_job(FREE)
     twin = replace(free, target=None, method=longer_twin("free", FREE)[1], method_name="twin")
     starts, steps = {}, {}
-    train, step = worker._train, worker.DetectionTask.training_step
+    train, step = worker.train, worker.DetectionTask.training_step
 
     def look(job, task, *rest):
         kind = job.method_name if job.hash in (free.hash, twin.hash) else "source"
@@ -148,7 +148,7 @@ def test_it_differs_from_its_method_in_what_it_sees_alone(make_job, run, tmp_pat
         steps[task.kind].append((sorted(batch), round(rate, 9)))
         return step(task, batch, number)
 
-    monkeypatch.setattr(worker, "_train", look)
+    monkeypatch.setattr(worker, "train", look)
     monkeypatch.setattr(worker.DetectionTask, "training_step", count)
     run(free)
     folder = run(twin)

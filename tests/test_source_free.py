@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning import Trainer
 
 from da_leukemia.adaptation.base import NoSource
 from da_leukemia.adaptation.settings import Method
@@ -47,7 +48,7 @@ def test_it_starts_from_the_tested_weights_of_its_source_model(
 ):
     job = make_job(FREE)
     seen = {}
-    train = worker._train
+    train = worker.train
 
     def look(job, task, *rest):
         if job.method.source_free:
@@ -56,7 +57,7 @@ def test_it_starts_from_the_tested_weights_of_its_source_model(
             seen["decay"] = task.ema.decay_at(task.ema._count)
         return train(job, task, *rest)
 
-    monkeypatch.setattr(worker, "_train", look)
+    monkeypatch.setattr(worker, "train", look)
     folder = run(job)
     start = ledger.job_folder(tmp_path / "sweep", source_model(job).hash)
     result, why = ledger.read_result(start, source_model(job).hash, job.tests)
@@ -79,10 +80,8 @@ def test_a_source_model_that_is_there_is_taken(make_job, run, monkeypatch):
     job = make_job(FREE)
     run(make_job(Method(), target=None))
     fits = []
-    fit = worker.L.Trainer.fit
-    monkeypatch.setattr(
-        worker.L.Trainer, "fit", lambda self, *a, **k: (fits.append(1), fit(self, *a, **k))
-    )
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, *a, **k: (fits.append(1), fit(self, *a, **k)))
     run(job)
     assert len(fits) == 1  # its own alone
 
