@@ -10,6 +10,7 @@ from da_leukemia.config.files import (
     save_job,
     shipped,
 )
+from da_leukemia.config.job import Job, active_components
 from da_leukemia.config.schema import (
     CALIBRATED,
     CALIBRATIONS,
@@ -24,14 +25,12 @@ from da_leukemia.config.schema import (
     Detector,
     Domain,
     Experiment,
-    Job,
     Selection,
     Simulation,
     Sparse,
     Split,
     Trainer,
     TwoStage,
-    active_components,
     chosen_detectors,
     devices_of,
     names_cells,

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from da_leukemia.adaptation.settings import COMPONENTS, SOURCE_FREE, Method, refusal
+from da_leukemia.config.job import active_components
 from da_leukemia.config.schema import (
     CALIBRATIONS,
     NAME_MARKS,
@@ -26,7 +27,6 @@ from da_leukemia.config.schema import (
     Experiment,
     Sparse,
     TwoStage,
-    active_components,
     chosen_detectors,
     devices_of,
 )

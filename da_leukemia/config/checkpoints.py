@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.adaptation.settings import AFTER_TRAINING, COMPONENTS, Method
+from da_leukemia.config.job import active_components
 from da_leukemia.config.origin import Origin, file_hash, read_origin
 from da_leukemia.config.schema import (
     CALIBRATED,
@@ -20,7 +21,6 @@ from da_leukemia.config.schema import (
     Checkpoint,
     Detector,
     Experiment,
-    active_components,
     chosen_detectors,
     devices_of,
 )

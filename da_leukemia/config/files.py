@@ -18,13 +18,13 @@ from da_leukemia.adaptation.settings import Method
 from da_leukemia.config.check import check_calibration, check_fit, check_method, check_numbers
 from da_leukemia.config.check import problems as problems_of
 from da_leukemia.config.checkpoints import check_checkpoints, check_methods, spelt_out
+from da_leukemia.config.job import Job
 from da_leukemia.config.published import Published, check_published
 from da_leukemia.config.schema import (
     LEAVE_ONE_OUT,
     METRICS,
     SOURCES_MARK,
     Experiment,
-    Job,
     chosen_detectors,
     devices_of,
 )
