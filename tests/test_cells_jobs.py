@@ -323,6 +323,28 @@ def test_what_only_fields_or_detectors_have_is_refused():
     assert not any("detectors.cells" in p for p in found)
 
 
+def test_whole_fields_are_no_cells_even_without_labels():
+    cells = Detector(kind="classifier")
+    for given in ({"format": "coco", "labels": "none"}, {"format": "yolo", "labels": "none"}):
+        found = problems_of(data=domains(**given), detector=cells)
+        assert any("the classifier names single cells; set crop=0.15" in p for p in found)
+    data = domains(format="cells")
+    data.domains["phone"] = Domain(format="images", labels="none")  # may well be of single cells
+    complete(Experiment(data=data, detector=cells))
+
+
+@pytest.mark.parametrize("name", ["sparse_naive", "sparse_recommended", "sla_det_paper"])
+def test_methods_for_sparse_fields_are_refused(name):
+    method = load_method(name)
+    (found,) = problems_of(
+        data=domains(format="cells"),
+        detector=Detector(kind="classifier"),
+        methods=[name],
+        adaptations={name: method},
+    )[:1]
+    assert f"'{name}' cannot run on detector.kind=classifier: it is about the part" in found
+
+
 def test_of_the_calibration_single_cells_have_colour_alone():
     cells = Detector(kind="classifier")
     (found,) = problems_of(
@@ -362,10 +384,8 @@ def test_a_class_that_is_tested_and_absent_from_training_is_warned_of(devices, t
     experiment = Experiment(data=data, detector=Detector(kind="classifier"), sources=["four"])
     complete(experiment)
     preflight(experiment)
-    assert (
-        "four: has no training cell of basophil (2 test cells), which five is tested on"
-        in caplog.text
-    )
+    said = "four: has no training cell of basophil (2 test cells of five): they can only be named"
+    assert f"{said} wrong" in caplog.text
 
 
 def test_settings_of_the_classifier_decide_its_job_and_no_detectors(make):

@@ -36,6 +36,7 @@ from da_leukemia.report.samples import choose, first_sample
 from da_leukemia.sweep import ledger, prediction, worker
 from da_leukemia.sweep.card import model_card
 from da_leukemia.sweep.facts import Facts, read_facts
+from da_leukemia.sweep.matrix import build_matrix
 from da_leukemia.sweep.plan import label, make_plan, trains
 from da_leukemia.sweep.prediction import Fields, predict_unlabelled
 
@@ -441,6 +442,13 @@ def test_the_report_says_no_test_labels(sweep, tmp_path):
     assert view.tests == (L, "blind")
     assert ("lab", "blind") in view.unscored
     assert ("lab", "blind") not in view.cells
+    # Where nothing at all is scored, the kind of detector says what the matrix would be of.
+    blind = [replace(r, content=r.content | {"tests": {}}) for r in contents.results]
+    assert build_matrix(blind).metrics == ("ap50",)
+    for result in blind:
+        detector = {"detector": {"kind": "classifier"}}
+        result.content.update(config={**result.content["config"], **detector})
+    assert build_matrix(blind).metrics == ("balanced_accuracy",)
     gap = contents.gap.gaps
     assert {(g.method, g.fair is None) for g in gap} >= {("free+scale", False)}
     folder = write_report(experiment, list(results.values()), tmp_path / "report").parent

@@ -13,6 +13,7 @@ from da_leukemia.config import Data, Detector, Domain, Experiment
 from da_leukemia.data.experiment import read_experiment_data
 from da_leukemia.data.preflight import preflight
 from da_leukemia.errors import ConfigError, DataError
+from da_leukemia.sweep import conduct
 
 
 def put(root, device, fields=6, cells=1, category="wbc", missing=()):
@@ -160,6 +161,8 @@ def test_an_unknown_class_is_named(tmp_path):
         ({"strides": [8, 8, 16]}, r"detector\.strides.*twice"),
         ({"strides": [8, 64]}, r"detector\.strides.*\[64\]"),
         ({"init_from": "none.ckpt"}, r"detector\.init_from: none\.ckpt: no such file"),
+        ({"init_from": "/"}, r"detector\.init_from: /: a folder; name the file in it"),
+        ({"init_from": __file__}, r"detector\.init_from: .*: no checkpoint of ours, or a damaged"),
     ],
 )
 def test_a_detector_that_cannot_be_is_named(settings, said):
@@ -322,3 +325,52 @@ def test_types_that_a_source_free_teacher_would_unlearn_are_said(smears, caplog,
     said = [r.getMessage() for r in caplog.records if "may lose" in r.getMessage()]
     assert len(said) == (2 if lost else 0)  # of each source
     assert all("alone, boxes learns from its own" in text for text in said)
+
+
+def test_a_method_that_asks_for_batchnorm_needs_a_backbone_that_has_it(tmp_path):
+    put(tmp_path, "lab")
+    made = experiment(tmp_path, "lab")
+    made.methods = ["mine"]
+    made.adaptations = {"mine": Method(components=[{"name": "adabn"}])}
+    made.detector = Detector(backbone="convnext_atto")
+    with pytest.raises(ConfigError, match=r"mine: adabn .*backbone=convnext_atto has none"):
+        conduct.check_detector(made)
+    made.adaptations["mine"].components[0]["weight"] = 0.0
+    conduct.check_detector(made)
+
+
+def test_devices_that_share_no_type_are_refused_and_a_type_never_seen_is_said(tmp_path, caplog):
+    put(tmp_path, "lab", category="neutrophil")
+    put(tmp_path, "phone", category="lymphocyte", cells=2)
+    made = experiment(tmp_path, "lab", "phone", sources=["lab"])
+    made.data.label_space = "wbc5"
+    with pytest.raises(DataError) as refused:
+        preflight(made)
+    (said,) = refused.value.problems
+    assert "lab: shares no type of label space 'wbc5' with phone" in said
+    assert "it learns neutrophil, the test has lymphocyte; take a coarser" in said
+    made.data.label_space = "wbc"
+    preflight(made)
+    # One device has both types, the other one of them.
+    path = tmp_path / "phone" / "annotations.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 2, "name": "neutrophil"})
+    for annotation in content["annotations"][::2]:
+        annotation["category_id"] = 2
+    path.write_text(json.dumps(content))
+    made.data.label_space = "wbc5"
+    with caplog.at_level(logging.WARNING):
+        preflight(made)
+    said = "lab: has no training cell of lymphocyte ("
+    assert said in caplog.text
+    assert "of phone): they can only be missed or named wrong" in caplog.text
+
+
+def test_a_few_shot_method_that_asks_for_more_than_there_is_is_refused_at_once(tmp_path):
+    put(tmp_path, "lab")
+    put(tmp_path, "phone", cells=2)
+    made = experiment(tmp_path, "lab", "phone", sources=["lab"])
+    made.methods = ["shots"]
+    made.adaptations = {"shots": Method(target_labels=50, components=[{"name": "cut_paste"}])}
+    with pytest.raises(DataError, match=r"phone: \d training fields?, but target_labels of shots"):
+        preflight(made)

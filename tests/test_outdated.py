@@ -148,6 +148,20 @@ def test_a_job_that_lacks_a_test_is_not_trained_again_without_permission(experim
         conduct.check_data(experiment, jobs)
 
 
+def test_start_weights_that_are_another_file_are_noticed(experiment, lab):
+    start = lab / "start.ckpt"
+    start.write_bytes(b"first")
+    experiment.detector.init_from = str(start)
+    jobs = finish(experiment)
+    conduct.check_data(experiment, jobs)
+    start.write_bytes(b"other")
+    with pytest.raises(UserError, match=r"scope s0: detector\.init_from \(.*is another file"):
+        conduct.check_data(experiment, jobs)
+    start.unlink()  # what was made of it still counts
+    conduct.check_data(experiment, jobs)
+    assert states(experiment, jobs) == ["done", "done"]
+
+
 def test_with_permission_only_the_job_of_that_device_is_trained_again(experiment, lab, capsys):
     jobs = finish(experiment)
     change(lab / "data" / "phone", first_of(experiment, "phone", "train"), [20, 20, 30, 30])

@@ -16,6 +16,7 @@ from da_leukemia.config import Data, Domain, Experiment, save_job
 from da_leukemia.errors import ConfigError
 from da_leukemia.sweep import ledger, worker
 from da_leukemia.sweep.plan import adapts_after_training, make_plan, source_model
+from da_leukemia.sweep.training import build_task
 
 H, L = "H_100X_C2", "L_100X_C2"
 TEACHER = {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.011}
@@ -183,3 +184,13 @@ def test_what_learns_in_training_is_no_such_method(make_job):
     assert not adapts_after_training(make_job(few))
     assert not adapts_after_training(make_job(FREE))
     assert not adapts_after_training(make_job(Method(), target=None))
+
+
+def test_weights_of_which_a_part_fits_are_no_start(make_job, run, tmp_path):
+    """A backbone alone would learn from what a random head finds."""
+    path = tmp_path / "backbone.ckpt"
+    state = build_task(make_job(FREE)).detector.backbone.state_dict()
+    torch.save({"state_dict": {f"detector.backbone.{k}": v for k, v in state.items()}}, path)
+    job = make_job(FREE, detector={"init_from": str(path)})
+    with pytest.raises(ConfigError, match=r"init_from: .*backbone\.ckpt: \d+ weights of this"):
+        run(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import shutil
 
 import lightning as L
@@ -581,7 +582,7 @@ def test_bf16_trains(make_job, run):
 
 
 def test_a_diverging_loss_is_named_and_the_last_checkpoint_kept(
-    make_job, run, tmp_path, monkeypatch
+    make_job, run, tmp_path, monkeypatch, caplog
 ):
     original = worker.DetectionTask._adaptation_losses
 
@@ -592,13 +593,17 @@ def test_a_diverging_loss_is_named_and_the_last_checkpoint_kept(
         }
 
     job = make_job(ADAPTED)
+    named = r"step 3: the loss of adversarial is not finite\. The checkpoint of step 2 is kept"
     with monkeypatch.context() as patched:
         patched.setattr(worker.DetectionTask, "_adaptation_losses", poisoned)
-        with pytest.raises(DivergedError, match=r"step 3: the loss of adversarial is not finite"):
+        with pytest.raises(DivergedError, match=named):
             run(job, "bad")
     folder = tmp_path / "bad"
     assert weights(folder)["global_step"] == 2
     assert not (folder / "result.json").exists()
+    with caplog.at_level(logging.WARNING):
+        worker.evaluate_job(folder)
+    assert "its training has not ended: step 2 of" in caplog.text
     run(job, "bad")  # the checkpoint is good to go on from
     assert same_weights(folder, run(job, "good"))
 

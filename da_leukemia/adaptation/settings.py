@@ -111,6 +111,8 @@ def _refusal_on_cells(settings: Any) -> str | None:
     """Return why a component means nothing where every picture is one cell."""
     if isinstance(settings, CutPaste | ConfMix | Daca):
         return "it pastes cells or parts of fields into a picture, which then is of no one class"
+    if isinstance(settings, PatchCrops | SparseTeacher | SparseSimilarity):
+        return "it is about the part of a field that is not annotated"
     if isinstance(settings, MixStyle):
         return "it mixes maps of a detector's backbone; stain_jitter, reinhard and fda mix images"
     if isinstance(settings, Distillation) and settings.harmony:

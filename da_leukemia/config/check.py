@@ -190,6 +190,11 @@ def _check_source_free(name: str, method: Method) -> list[str]:
 def check_fit(name: str, method: Method, detector: Detector, where: str = "detector") -> list[str]:
     """Return why a method, whose settings are sound, cannot run on the detector of a section."""
     found = []
+    if detector.kind == "classifier" and (method.outside != "ignored" or method.patch_mosaics):
+        found.append(
+            f"methods: {name!r} cannot run on {where}.kind=classifier: it is about the part of a "
+            "field that is not annotated, and a single cell is its whole picture"
+        )
     for settings in active_components(method):
         kind = settings.pop("name")
         why = refusal(COMPONENTS[kind](**settings), detector.kind)
@@ -260,7 +265,8 @@ def _check_cells_for(experiment: Experiment, detector: Detector, where: str) -> 
     whole = [
         name
         for name, domain in domains.items()
-        if domain.format != "cells" and domain.crop is None and domain.labels != "none"
+        # A folder of images says nothing of what it shows; unlabelled, they may be single cells.
+        if domain.format not in ("cells", "images") and domain.crop is None
     ]
     found = []
     if whole:

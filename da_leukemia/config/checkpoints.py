@@ -12,7 +12,7 @@ from typing import Any
 
 from da_leukemia.adaptation.settings import AFTER_TRAINING, COMPONENTS, Method
 from da_leukemia.config.job import active_components
-from da_leukemia.config.origin import Origin, file_hash, read_origin
+from da_leukemia.config.origin import Origin, file_hash, no_file, read_origin
 from da_leukemia.config.schema import (
     CALIBRATED,
     CALIBRATIONS,
@@ -137,7 +137,7 @@ def origin_of(checkpoint: Checkpoint, where: str = "checkpoints") -> Origin:
     """
     path = Path(checkpoint.path)
     if not path.is_file():
-        raise ConfigError(f"{where}.path: {checkpoint.path!r}: no such file")
+        raise ConfigError(f"{where}.path: {checkpoint.path!r}: {no_file(path)}")
     found = read_origin(path, where)
     if checkpoint.sha256 not in ("", file_hash(path)):
         raise ConfigError(

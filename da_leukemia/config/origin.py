@@ -22,6 +22,10 @@ KEY = "da_leukemia"
 
 FORMAT = 1
 
+NO_CHECKPOINT = (
+    "no checkpoint of ours, or a damaged one; expected the checkpoints/last.ckpt of a finished job"
+)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -98,6 +102,11 @@ def _file_hash(path: Path, *state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def no_file(path: Path) -> str:
+    """Say that a checkpoint is not there."""
+    return "a folder; name the file in it" if path.is_dir() else "no such file"
+
+
 def read_origin(path: Path, where: str = "checkpoints") -> Origin:
     """Read what a checkpoint says of itself.
 
@@ -128,10 +137,7 @@ def _read_origin(path: Path, digest: str) -> Origin:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         content["state_dict"]
     except Exception as error:  # pickle, zip and key errors all mean the same here
-        raise ValueError(
-            "no checkpoint of ours (expected the checkpoints/last.ckpt of a finished job): "
-            f"{str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        raise ValueError(NO_CHECKPOINT) from error
     if KEY in content:
         return Origin.from_dict(content[KEY])
     result = path.parent.parent / "result.json"

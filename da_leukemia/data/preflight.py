@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from da_leukemia.adaptation.settings import Method
@@ -18,10 +18,11 @@ from da_leukemia.config import (
     names_cells,
 )
 from da_leukemia.config.checkpoints import origin_of
+from da_leukemia.config.origin import no_file
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.cache import audit_once, cache_folder, read_cached
 from da_leukemia.data.experiment import domain_source, missing_root, no_images, read_experiment_data
-from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.integrity import whole
 from da_leukemia.data.readers import read_domain
 from da_leukemia.data.readers.findings import FindingLog
@@ -52,7 +53,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     if missing := missing_root(experiment.data):
         raise DataError(missing)
     gone = [
-        f"checkpoints.{name}.path: {checkpoint.path!r}: no such file"
+        f"checkpoints.{name}.path: {checkpoint.path!r}: {no_file(Path(checkpoint.path))}"
         for name, checkpoint in experiment.checkpoints.items()
         if not Path(checkpoint.path).is_file()
     ]
@@ -84,8 +85,8 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
                 )
             else:
                 problems += _nothing_in_patches(experiment, index, split)
-    if names_cells(experiment):
-        _warn_of_unseen(experiment, indexes, split)
+    problems += _too_few(experiment, indexes, split)
+    problems += _unseen(experiment, indexes, split)
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
@@ -182,27 +183,61 @@ def _nothing_in_patches(experiment: Experiment, index: FieldIndex, split: Split)
     return found
 
 
-def _warn_of_unseen(
-    experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split
-) -> None:
-    """Warn of classes that are tested and that a source has no training cell of."""
+def _unseen(experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split) -> list[str]:
+    """Warn of types that are tested and that a source cannot know; return what shares none."""
     classes = get_label_space(experiment.data.label_space).classes
+    single, problems = names_cells(experiment), []
+    tested = {n: _types(split.select(indexes[n], "test"), single) for n in experiment.tests or []}
     for source in _trained_sources(experiment):
-        train = (split.select(indexes[d], "train") for d in devices_of(source))
-        seen = {int(f.labels[0]) for index in train for f in index if len(f.labels)}
-        for name in experiment.tests or []:
-            test = split.select(indexes[name], "test")
-            own = Counter(int(f.labels[0]) for f in test if len(f.labels))
-            unseen = sorted(k for k in own if k >= 0 and k not in seen)
-            absent = [f"{classes[k]} ({counted(own[k], 'test cell')})" for k in unseen]
-            if absent:
-                _LOG.warning(
-                    "%s: has no training cell of %s, which %s is tested on: they can only be named "
-                    "wrong",
-                    source,
-                    ", ".join(absent),
-                    name,
+        train = [f for d in devices_of(source) for f in split.select(indexes[d], "train")]
+        seen = _types(train, single).keys()
+        absent: dict[int, list[str]] = {}
+        for name, own in tested.items() if seen else ():
+            if own and not seen & own.keys():
+                problems.append(
+                    f"{source}: shares no type of label space {experiment.data.label_space!r} with "
+                    f"{name}, which is tested on: it learns {_named(seen, classes)}, the test has "
+                    f"{_named(own, classes)}; take a coarser label space (data.label_space=wbc), "
+                    "or leave one of them out"
                 )
+                continue
+            for k in own.keys() - seen:
+                absent.setdefault(k, []).append(f"{counted(own[k], 'test cell')} of {name}")
+        if absent:
+            _LOG.warning(
+                "%s: has no training cell of %s: they can only be %s",
+                source,
+                ", ".join(f"{classes[k]} ({', '.join(absent[k])})" for k in sorted(absent)),
+                "named wrong" if single else "missed or named wrong",
+            )
+    return problems
+
+
+def _named(types: Iterable[int], classes: Sequence[str]) -> str:
+    return ", ".join(classes[k] for k in sorted(types))
+
+
+def _types(fields: Iterable[FieldOfView], single: bool) -> Counter[int]:
+    """Count the cells of each type; of a single cell the first label is its own."""
+    labels = (f.labels[:1] if single else f.labels for f in fields)
+    return Counter(int(k) for own in labels for k in own if k >= 0)
+
+
+def _too_few(experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Split) -> list[str]:
+    """Return which targets have fewer training fields than a few-shot method asks for."""
+    wanted = {
+        experiment.adaptations[m].target_labels: m
+        for m in experiment.methods
+        if m in experiment.adaptations
+    }
+    most = max(wanted, default=0)
+    there = {t: len(split.select(indexes[t], "train")) for t in experiment.targets or []}
+    return [
+        f"{target}: {counted(count, 'training field')}, but target_labels of {wanted[most]} asks "
+        f"for {most}; set adaptations.{wanted[most]}.target_labels to {count} or less"
+        for target, count in there.items()
+        if count < most
+    ]
 
 
 def _leaks(data: Data, indexes: Sequence[FieldIndex], split: Split) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from da_leukemia.config import Detector
+from da_leukemia.config.origin import NO_CHECKPOINT, no_file
 from da_leukemia.errors import ConfigError
 from da_leukemia.labels import LabelSpace
 from da_leukemia.models.attridet import AttriDetHead
@@ -75,23 +78,48 @@ def _build_classifier(settings: Detector, space: LabelSpace, size: int) -> AnyDe
     return classifier
 
 
-def check_settings(settings: Detector, size: int = 224) -> None:
+def check_settings(settings: Detector, size: int = 224, methods: Sequence[str] = ()) -> None:
     """Build the backbone without weights, to learn early what cannot be.
 
+    Args:
+        settings: of the detector.
+        size: side of the network's input, px.
+        methods: those that estimate the statistics of BatchNorm anew.
+
     Raises:
-        ConfigError: the backbone, its strides or the start weights do not exist.
+        ConfigError: the backbone, its strides or the start weights do not exist, or the methods
+            find nothing to estimate.
     """
-    if settings.init_from and not Path(settings.init_from).is_file():
-        raise ConfigError(f"detector.init_from: {settings.init_from}: no such file")
+    if settings.init_from:
+        _read_state(Path(settings.init_from), "detector.init_from")
+    backbone: Backbone | CellBackbone
     if settings.kind == "classifier":
-        CellBackbone(settings.backbone, size, norm=settings.norm)
-        return
-    strides = tuple(sorted(settings.strides))
-    if len(set(strides)) != len(strides):
-        raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
-    backbone = Backbone(settings.backbone, strides, norm=settings.norm)
-    if settings.attributes.head == "attridet" and settings.attribute_weight > 0:
-        backbone.also(AttriDetHead.shallow, "detector.attributes.head=attridet")
+        backbone = CellBackbone(settings.backbone, size, norm=settings.norm)
+    else:
+        strides = tuple(sorted(settings.strides))
+        if len(set(strides)) != len(strides):
+            raise ConfigError(f"detector.strides: {settings.strides} names a stride twice")
+        backbone = Backbone(settings.backbone, strides, norm=settings.norm)
+        if settings.attributes.head == "attridet" and settings.attribute_weight > 0:
+            backbone.also(AttriDetHead.shallow, "detector.attributes.head=attridet")
+    if methods and not any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+        raise ConfigError(
+            f"methods: {', '.join(methods)}: adabn estimates BatchNorm anew, of which "
+            f"detector.backbone={settings.backbone} has none; take another backbone, or leave the "
+            "component out"
+        )
+
+
+def _read_state(path: Path, where: str) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"{where}: {path}: {no_file(path)}")
+    try:
+        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)[
+            "state_dict"
+        ]
+    except Exception as error:  # pickle, zip and key errors all mean the same here
+        raise ConfigError(f"{where}: {path}: {NO_CHECKPOINT}") from error
+    return state
 
 
 def load_weights(
@@ -111,12 +139,7 @@ def load_weights(
     Raises:
         ConfigError: no such file, no checkpoint of ours, or nothing in it fits.
     """
-    if not path.is_file():
-        raise ConfigError(f"{where}: {path}: no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # pickle, zip and key errors all mean the same here
-        raise ConfigError(f"{where}: {path}: no checkpoint of ours ({error})") from error
+    state = _read_state(path, where)
     prefix = "ema.model." if any(k.startswith("ema.model.") for k in state) else "detector."
     given = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     own = detector.state_dict()

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from da_leukemia.config import Data, Experiment, Job, chosen_detectors, complete
+from da_leukemia.config import Data, Experiment, Job, active_components, chosen_detectors, complete
 from da_leukemia.errors import UserError, counted
 from da_leukemia.sweep import ledger, local, settled
 from da_leukemia.sweep.attempt import WORKER, Busy, insist
@@ -214,12 +214,19 @@ def check_detector(experiment: Experiment) -> None:
     """Build the backbone: a misspelt name must not wait for the first job. Imports torch.
 
     Raises:
-        UserError: the backbone, its strides or the start weights do not exist.
+        UserError: the backbone, its strides or the start weights do not exist, or a method asks
+            for what the backbone lacks.
     """
     from da_leukemia.models.factory import check_settings
 
+    known = experiment.adaptations
+    methods = [
+        m
+        for m in experiment.methods
+        if m in known and any(c["name"] == "adabn" for c in active_components(known[m]))
+    ]
     for detector in chosen_detectors(experiment).values():
-        check_settings(detector, experiment.data.image_size)
+        check_settings(detector, experiment.data.image_size, methods)
 
 
 def report(experiment: Experiment) -> None:

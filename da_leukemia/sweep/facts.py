@@ -14,6 +14,7 @@ from typing import Any
 
 from da_leukemia.calibration.record import Calibration
 from da_leukemia.config import Data, Job
+from da_leukemia.config.origin import file_hash
 from da_leukemia.data.devices import Progress, measure_devices
 from da_leukemia.data.experiment import read_experiment_data
 from da_leukemia.data.few import few_labelled
@@ -78,6 +79,8 @@ class Facts:
                     self.indexes[job.target], self.split, job.method.target_labels, job.seed
                 )
                 facts["few_labelled"] = fingerprint(few)
+        if job.detector.init_from and Path(job.detector.init_from).is_file():
+            facts["init_from"] = file_hash(Path(job.detector.init_from))[:16]
         if job.data.calibration.used:
             told = {name: self.devices[name].to_dict() for name in seen}
             facts["calibration"] = json.loads(json.dumps(told))

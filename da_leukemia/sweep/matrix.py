@@ -198,7 +198,8 @@ class Matrix:
         """Metrics that have a value somewhere; the first headline where nothing could be scored."""
         present = {r.metric for r in self.rows}
         if not present and self.unscored:
-            return HEADLINES[:1]
+            single = all(run.single for run in self.unscored)
+            return HEADLINES[1:] if single else HEADLINES[:1]
         return tuple(m for m in (*METRICS, *sorted(present - set(METRICS))) if m in present)
 
     @cached_property
@@ -256,6 +257,7 @@ class Unscored(NamedTuple):
 
     Attributes:
         scores: label-free scorer -> mean over seeds (see `evaluation.label_free`).
+        single: whether it names single cells.
     """
 
     method: str
@@ -263,6 +265,7 @@ class Unscored(NamedTuple):
     target: str
     device: str
     scores: Mapping[str, float]
+    single: bool = False
 
 
 IntervalsOf = Callable[[Sequence[Result], str], Mapping[str, tuple[float, float]]]
@@ -337,13 +340,17 @@ def _unscored(by_run: Mapping[Run, Result]) -> Iterator[Unscored]:
 
     blind = {run.target for run, r in by_run.items() if run.target and unlabelled(r, run.target)}
     seeds: dict[tuple[str, str, str, str], list[Mapping[str, float]]] = defaultdict(list)
+    single = set()
     for run, result in by_run.items():
+        if (result.content.get("config") or {}).get("detector", {}).get("kind") == "classifier":
+            single.add(run.method)
         for device in sorted(blind) if not run.target else {run.target} & blind:
             scores = (result.content.get("label_free") or {}).get(device) or {}
             seeds[run.method, run.source, run.target, device].append(scores)
     for key, each in seeds.items():
         names = [n for n in each[0] if all(n in scores for scores in each)]
-        yield Unscored(*key, {n: math.fsum(s[n] for s in each) / len(each) for n in names})
+        scores = {n: math.fsum(s[n] for s in each) / len(each) for n in names}
+        yield Unscored(*key, scores, key[0] in single)
 
 
 def _rank(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:

@@ -73,6 +73,9 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], job: Job) -> s
         )
     if before.get("few_labelled") != now.get("few_labelled"):
         said.append(f"the labelled fields of {job.target}")
+    start = now.get("init_from")  # results of before it was written down, or a file that is gone
+    if start is not None and before.get("init_from", start) != start:
+        said.append(f"detector.init_from ({job.detector.init_from} is another file)")
     if before.get("calibration") != now.get("calibration"):
         said.append("calibration")
     return ", ".join(said)

@@ -69,6 +69,8 @@ def start_from_source(job: Job, task: DetectionTask, folder: Path) -> None:
     """Give a task the weights of its source-only run, which is trained if need be."""
     if not job.detector.init_from:
         load_weights(task.detector, _source_model(job, folder) / "checkpoints" / "last.ckpt")
+    else:  # a backbone alone is a start for training, and none for learning from oneself
+        load_weights(task.detector, Path(job.detector.init_from), whole=True)
     if task.ema is not None:
         task.ema.start_from(task.detector)
 

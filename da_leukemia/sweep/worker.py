@@ -45,6 +45,8 @@ from da_leukemia.tasks.callbacks import JobLog
 from da_leukemia.tasks.detection import DetectionTask
 from da_leukemia.tasks.samples import learned_attributes, sample_fields
 
+_LOG = logging.getLogger(__name__)
+
 
 def run_job(folder: Path) -> None:
     """Train (or go on training) the job in ``folder`` and test it on every device it names.
@@ -257,7 +259,15 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
             "own training patients; run the sweep again to train it anew"
         )
     task = build_task(job)
-    task.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    content = torch.load(checkpoint, weights_only=True)
+    task.load_state_dict(content["state_dict"])
+    if trains(job) and content["global_step"] < job.trainer.steps:
+        _LOG.warning(
+            "%s: its training has not ended: step %d of %d",
+            folder,
+            content["global_step"],
+            job.trainer.steps,
+        )
     origin = None if job.checkpoint is None else read_origin(checkpoint)  # as it inherited it
     prepared = _prepared(job, facts, origin)
     store = open_store(job.data, [facts.indexes[d] for d in wanted], prepared)

@@ -315,10 +315,7 @@ class DetectionTask(L.LightningModule):
             return
         if not bool(torch.isfinite(total)):
             bad = [k for k, v in losses.items() if not bool(torch.isfinite(v))]
-            raise DivergedError(
-                f"step {self.global_step}: the loss of {', '.join(bad)} is not finite. The last "
-                "checkpoint is kept; lower trainer.learning_rate or the component's weight"
-            )
+            raise self._diverged(f"the loss of {', '.join(bad)} is not finite")
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Let the average follow."""
@@ -330,10 +327,15 @@ class DetectionTask(L.LightningModule):
         """Stop before weights that are no numbers are saved over the last good checkpoint."""
         sums = torch.stack([p.detach().float().sum() for p in self.parameters()])
         if not bool(torch.isfinite(sums).all()):
-            raise DivergedError(
-                f"step {self.global_step}: the weights are not finite any more. The last "
-                "checkpoint is kept; lower trainer.learning_rate or the component's weight"
-            )
+            raise self._diverged("the weights are not finite any more")
+
+    def _diverged(self, what: str) -> DivergedError:
+        saved = self.current_epoch * self.settings.epoch_steps
+        kept = f"The checkpoint of step {saved} is kept" if saved else "None was saved yet"
+        return DivergedError(
+            f"step {self.global_step}: {what}. {kept}; lower trainer.learning_rate or the "
+            "component's weight"
+        )
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine decay, both in steps."""
