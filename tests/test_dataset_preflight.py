@@ -348,7 +348,7 @@ def test_devices_that_share_no_type_are_refused_and_a_type_never_seen_is_said(tm
         preflight(made)
     (said,) = refused.value.problems
     assert "lab: shares no type of label space 'wbc5' with phone" in said
-    assert "it learns neutrophil, the test has lymphocyte; take a coarser" in said
+    assert "it has neutrophil, the other lymphocyte; take a coarser label space" in said
     made.data.label_space = "wbc"
     preflight(made)
     # One device has both types, the other one of them.

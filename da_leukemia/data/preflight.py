@@ -188,17 +188,21 @@ def _unseen(experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Sp
     classes = get_label_space(experiment.data.label_space).classes
     single, problems = names_cells(experiment), []
     tested = {n: _types(split.select(indexes[n], "test"), single) for n in experiment.tests or []}
+    whole = {name: _types(index, single).keys() for name, index in indexes.items()}
     for source in _trained_sources(experiment):
         train = [f for d in devices_of(source) for f in split.select(indexes[d], "train")]
         seen = _types(train, single).keys()
+        has = {k for d in devices_of(source) for k in whole[d]}
         absent: dict[int, list[str]] = {}
         for name, own in tested.items() if seen else ():
-            if own and not seen & own.keys():
+            if (
+                own and not has & whole[name]
+            ):  # in all their parts: a small one lacks much by chance
                 problems.append(
                     f"{source}: shares no type of label space {experiment.data.label_space!r} with "
-                    f"{name}, which is tested on: it learns {_named(seen, classes)}, the test has "
-                    f"{_named(own, classes)}; take a coarser label space (data.label_space=wbc), "
-                    "or leave one of them out"
+                    f"{name}, which is tested on: it has {_named(has, classes)}, the other "
+                    f"{_named(whole[name], classes)}; take a coarser label space "
+                    "(data.label_space=wbc), or leave one of them out"
                 )
                 continue
             for k in own.keys() - seen:
