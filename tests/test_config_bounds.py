@@ -153,6 +153,24 @@ def test_a_component_out_of_range_is_named(tmp_path, component, key, said):
     assert said in found
 
 
+def test_masking_needs_a_teacher(tmp_path):
+    (found,) = problems(tmp_path, of_components("{name: masking}"))
+    assert found == (
+        "adaptations.mine: masking hides parts of what a teacher's student sees; put mean_teacher "
+        "or distillation beside it"
+    )
+    for others in (["{name: mean_teacher, weight: 0}"], ["{name: adversarial}"]):
+        (found,) = problems(tmp_path, of_components("{name: masking}", *others))
+        assert "put mean_teacher" in found
+    path = tmp_path / "trial.yaml"
+    for components in (
+        ["{name: masking}", "{name: distillation}"],
+        ["{name: masking, ratio: 0}"],
+        ["{name: adversarial}", "{name: adversarial, centre_aware: true}"],
+    ):
+        load_experiment(path, [of_components(*components)])
+
+
 def test_an_experiment_made_in_python_is_refused_alike():
     made = Experiment(data=Data(domains={"scope": Domain(), "phone": Domain()}))
     made.trainer.learning_rate = math.nan

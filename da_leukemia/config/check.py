@@ -183,7 +183,7 @@ def check_method(name: str, method: Method) -> list[str]:
         found += list(problems(COMPONENTS[str(kind)], given, f"{where}.")) or _check_component(
             COMPONENTS[str(kind)], given, where
         )
-    return found
+    return found or _check_masking(name, method)
 
 
 def _check_component(schema: type, given: Mapping[str, Any], where: str) -> list[str]:
@@ -207,6 +207,16 @@ def _check_component(schema: type, given: Mapping[str, Any], where: str) -> list
     if getattr(full, "kernel", 1) % 2 == 0:
         found.append(f"{where}.kernel: expected an odd number, got {full.kernel}")
     return found
+
+
+def _check_masking(name: str, method: Method) -> list[str]:
+    kinds = [settings["name"] for settings in active_components(method)]
+    if "masking" not in kinds or set(_TEACHERS) & set(kinds):
+        return []
+    return [
+        f"adaptations.{name}: masking hides parts of what a teacher's student sees; put "
+        f"{' or '.join(_TEACHERS)} beside it"
+    ]
 
 
 def _check_source_free(name: str, method: Method) -> list[str]:
