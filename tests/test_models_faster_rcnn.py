@@ -14,7 +14,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from da_leukemia.config import Detector, TwoStage
-from da_leukemia.config.check import check_detector
+from da_leukemia.config.check import check_detector, ranges
 from da_leukemia.data.batches import Targets
 from da_leukemia.labels import LEUKEMIAATTRI
 from da_leukemia.models.base import Detections
@@ -453,13 +453,14 @@ def test_settings_that_mean_nothing_are_refused():
     assert "two_stage" in why
     assert "faster_rcnn" in why
     for two, key in (
-        (TwoStage(anchors=[]), "anchors"),
-        (TwoStage(anchors=[-1.0]), "anchors"),
+        (TwoStage(anchors=[-1.0]), "anchors[0]"),
         (TwoStage(proposals=0), "proposals"),
         (TwoStage(sampled=0), "sampled"),
     ):
-        (why,) = check_detector(Detector(kind="faster_rcnn", two_stage=two))
-        assert f"two_stage.{key}" in why
+        (why,) = ranges(Detector(kind="faster_rcnn", two_stage=two), "detector.")
+        assert why.startswith(f"detector.two_stage.{key}: expected")
+    (why,) = check_detector(Detector(kind="faster_rcnn", two_stage=TwoStage(anchors=[])))
+    assert "two_stage.anchors: empty" in why
     (why,) = check_detector(Detector(kind="faster_rcnn", strides=[4, 16]))
     assert "detector.strides" in why
     assert check_detector(Detector(strides=[4, 16])) == []

@@ -144,8 +144,11 @@ def test_few_shot_asks_for_a_target_with_labels():
     [
         ({"twins": ["plane"]}, "twins: unknown value 'plane'; did you mean 'plain'"),
         ({"sources": ["scope+phon"]}, "sources: unknown device 'phon'; did you mean 'phone'"),
-        ({"adaptations": {"dann": Method(target_share=1.0)}}, "target_share: expected a share"),
-        ({"adaptations": {"dann": Method(target_labels=-1)}}, "target_labels: expected 0 or more"),
+        (
+            {"adaptations": {"dann": Method(target_share=1.0)}},
+            "target_share: expected a number above 0 and",
+        ),
+        ({"adaptations": {"dann": Method(target_labels=-1)}}, "target_labels: expected at least 0"),
     ],
 )
 def test_what_cannot_be_is_said(settings, said):

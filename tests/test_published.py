@@ -174,8 +174,10 @@ data: {label_space: m5, domains: {a: {}, b: {}}}
     with pytest.raises(ConfigError) as error:
         load_experiment(tmp_path / "e.yaml")
     said = str(error.value)
-    assert "detectors.a.attribute_gradient: expected 0 or more, got -1" in said
-    assert "detectors.b@c: a name cannot hold '@'" in said
+    assert "detectors.a.attribute_gradient: expected a number from 0 to 1, got -1" in said
+    (tmp_path / "e.yaml").write_text(text.replace("chanels: 3", ""))
+    with pytest.raises(ConfigError, match=r"detectors\.b@c: a name cannot hold '@'"):
+        load_experiment(tmp_path / "e.yaml")
 
 
 @pytest.mark.parametrize(

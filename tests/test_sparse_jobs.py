@@ -249,12 +249,15 @@ def test_a_method_is_measured_against_the_same_area():
     [
         (
             {"sparse": [20]},
-            r"sparse: expected a share of the area above 0 .*, got 20; did you mean 0\.2\?",
+            r"sparse\[0\]: expected a share of the area above 0 .*, got 20; did you mean 0\.2\?",
         ),
         ({"data": {"sparse": {"patches": 4}}}, r"data\.sparse: patches and seed mean nothing"),
         ({"sparse": []}, "sparse: empty"),
         ({"data": {"sparse": {"area": 0.0}}}, r"data\.sparse\.area: expected a share"),
-        ({"data": {"sparse": {"patches": 0}}}, r"data\.sparse\.patches: expected 1 to"),
+        (
+            {"data": {"sparse": {"patches": 0}}},
+            r"data\.sparse\.patches: expected a whole number from 1 to",
+        ),
         ({"data": {"sparse": {"aera": 0.1}}}, r"data\.sparse\.aera: unknown key.*area"),
         ({"data": {"sparse": {"area": 0.1}}, "sparse": [0.2]}, "axis `sparse`.*use one of them"),
         ({"adaptations": {"x": {"outside": "ignore"}}}, r"outside: unknown value.*ignored"),

@@ -28,6 +28,7 @@ from da_leukemia.adaptation.families.self_training import (
 )
 from da_leukemia.adaptation.families.sparse import PatchCrops, SparseSimilarity, SparseTeacher
 from da_leukemia.adaptation.families.statistics import AdaBN, Tent
+from da_leukemia.bounds import number, share
 
 __all__ = [
     "AFTER_TRAINING",
@@ -146,11 +147,11 @@ class Method:
 
     augmentation: str = field(default="strong", metadata={"choices": ("weak", "strong")})
     ema: bool = True
-    target_labels: int = 0
-    target_share: float = 0.25
+    target_labels: int = number(0, least=0)
+    target_share: float = number(0.25, above=0, below=1)
     source_free: bool = False
     continued: bool = False
     outside: str = field(default="ignored", metadata={"choices": ("ignored", "background")})
-    patch_mosaics: float = 0.0
-    learning_rate_factor: float = 1.0
+    patch_mosaics: float = share(0.0)
+    learning_rate_factor: float = number(1.0, above=0)
     components: list[dict[str, Any]] = field(default_factory=list)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from da_leukemia.adaptation.settings import COMPONENTS, SOURCE_FREE, Method, refusal
+from da_leukemia.bounds import Bounds
 from da_leukemia.config.job import active_components
 from da_leukemia.config.schema import (
     CALIBRATIONS,
@@ -39,11 +40,19 @@ _OF_FINDING = (
 )
 """Settings of a detector that a classifier of single cells does not have."""
 
-_WIDEST_CROP = 2
-"""Margin around a cell, in boxes; with more it is a field."""
+_IN_ORDER = {
+    "negative": "threshold",
+    "low": "high",
+    "beta_min": "beta_max",
+    "burn_in": "until",
+}
+"""Settings of a component that are never above another one."""
 
-_MOST_PATCHES = 64
-"""Patches of a field; with more there is no patch left that holds a cell."""
+_GROUPS = 8
+"""Groups of channels that `models.pyramid` norms together."""
+
+_TEACHERS = ("mean_teacher", "distillation")
+"""Components whose student learns from a teacher on the view of the target that all see."""
 
 
 def _strip_optional(hint: Any) -> Any:
@@ -88,12 +97,47 @@ def problems(schema: type, given: Mapping[str, Any], at: str) -> Iterator[str]:
             yield f"{where}: unknown value {value!r}{did_you_mean(str(value), choices)}"
             continue
         try:
-            OmegaConf.merge(_alone(schema, key), {key: value})
+            read = typing.cast(Any, OmegaConf.merge(_alone(schema, key), {key: value}))[key]
         except OmegaConfBaseException:
             wanted = getattr(hint, "__name__", str(hint)) if not arguments else str(hint)
             single = typing.get_origin(hint) is list and not isinstance(value, list | Mapping)
             hint_one = f"; for one value write {where}=[{value}]" if single else ""
             yield f"{where}: expected {wanted}, got {value!r}{hint_one}{_without_percent(value)}"
+            continue
+        yield from _out_of_bounds(fields[key], hint, read, where)
+
+
+def ranges(settings: Any, at: str = "") -> Iterator[str]:
+    """Yield every number of settings that cannot be, those of the sections within them, too.
+
+    `problems` says so of what is read from a file; this is for settings made in Python.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for setting in dataclasses.fields(settings):
+        value, where = getattr(settings, setting.name), f"{at}{setting.name}"
+        if dataclasses.is_dataclass(value):
+            yield from ranges(value, f"{where}.")
+        elif isinstance(value, Mapping):
+            for name, inner in value.items():
+                if dataclasses.is_dataclass(inner):
+                    yield from ranges(inner, f"{where}.{name}.")
+        elif value is not None:
+            yield from _out_of_bounds(setting, _strip_optional(hints[setting.name]), value, where)
+
+
+def _out_of_bounds(
+    setting: dataclasses.Field[Any], hint: Any, value: Any, where: str
+) -> Iterator[str]:
+    """Yield which numbers of a setting are not within the bounds that stand beside it."""
+    several = typing.get_origin(hint) is list
+    kind = typing.get_args(hint)[0] if several else hint
+    if kind not in (int, float):
+        return
+    bounds = setting.metadata.get("bounds", Bounds())
+    for place, one in enumerate(value) if several else ((None, value),):
+        why = bounds.refusal(one, kind is int)
+        if why:
+            yield f"{where}{'' if place is None else f'[{place}]'}: {why}"
 
 
 def _without_percent(value: Any) -> str:
@@ -120,25 +164,6 @@ def _alone(schema: type, key: str) -> Any:
 def check_method(name: str, method: Method) -> list[str]:
     """Return every problem in a method's list of components."""
     found = []
-    if method.target_labels < 0:
-        found.append(
-            f"adaptations.{name}.target_labels: expected 0 or more, got {method.target_labels}"
-        )
-    if not 0 < method.target_share < 1:
-        found.append(
-            f"adaptations.{name}.target_share: expected a share between 0 and 1, got "
-            f"{method.target_share}"
-        )
-    if not 0 <= method.patch_mosaics <= 1:
-        found.append(
-            f"adaptations.{name}.patch_mosaics: expected a share between 0 and 1, got "
-            f"{method.patch_mosaics}"
-        )
-    if method.learning_rate_factor <= 0:
-        found.append(
-            f"adaptations.{name}.learning_rate_factor: expected a number above 0, got "
-            f"{method.learning_rate_factor}"
-        )
     if method.source_free:
         found += _check_source_free(name, method)
     if method.source_free and method.continued:
@@ -155,8 +180,43 @@ def check_method(name: str, method: Method) -> list[str]:
             )
             continue
         given = {k: v for k, v in settings.items() if k != "name"}
-        found += problems(COMPONENTS[str(kind)], given, f"{where}.")
+        found += list(problems(COMPONENTS[str(kind)], given, f"{where}.")) or _check_component(
+            COMPONENTS[str(kind)], given, where
+        )
+    return found or _check_masking(name, method)
+
+
+def _check_component(schema: type, given: Mapping[str, Any], where: str) -> list[str]:
+    """Return what of a component's settings, sound one by one, does not go together."""
+    found = []
+    hints = typing.get_type_hints(schema)
+    for key, value in given.items():
+        if isinstance(value, str) and hints[key] in (int, float):
+            found.append(f"{where}.{key}: expected a number, got the text {value!r}; write {value}")
+    if found:
+        return found
+    full = schema(**given)
+    for low, high in _IN_ORDER.items():
+        least, most = getattr(full, low, None), getattr(full, high, None)
+        if low == "negative" and low not in given:
+            continue  # its default goes with a low threshold: then all else is background
+        if least is not None and most is not None and least > most:
+            found.append(
+                f"{where}.{low}: expected at most {high}, which is {most:g}, got {least:g}"
+            )
+    if getattr(full, "kernel", 1) % 2 == 0:
+        found.append(f"{where}.kernel: expected an odd number, got {full.kernel}")
     return found
+
+
+def _check_masking(name: str, method: Method) -> list[str]:
+    kinds = [settings["name"] for settings in active_components(method)]
+    if "masking" not in kinds or set(_TEACHERS) & set(kinds):
+        return []
+    return [
+        f"adaptations.{name}: masking hides parts of what a teacher's student sees; put "
+        f"{' or '.join(_TEACHERS)} beside it"
+    ]
 
 
 def _check_source_free(name: str, method: Method) -> list[str]:
@@ -174,12 +234,12 @@ def _check_source_free(name: str, method: Method) -> list[str]:
         for kind in kinds
         if kind not in SOURCE_FREE
     ]
-    if not {"mean_teacher", "distillation"} & set(kinds):
+    if not set(_TEACHERS) & set(kinds):
         found.append(
             f"{where}: a source_free method needs mean_teacher or distillation to learn from"
         )
     for given in known:
-        if given["name"] in ("mean_teacher", "distillation") and given.get("burn_in", 1) != 0:
+        if given["name"] in _TEACHERS and given.get("burn_in", 1) != 0:
             found.append(
                 f"{where}: {given['name']}.burn_in: expected 0: a source_free method starts from a "
                 "trained detector"
@@ -207,13 +267,6 @@ def check_cells(experiment: Experiment) -> list[str]:
     """Return what does not fit together of single cells, their classifiers and their settings."""
     domains = experiment.data.domains
     found = [
-        f"data.domains.{name}.crop: expected a margin as a share of the box, "
-        f"0 to {_WIDEST_CROP}, got {domain.crop:g}"
-        + (f"; did you mean {domain.crop / 100:g}?" if domain.crop > _WIDEST_CROP else "")
-        for name, domain in domains.items()
-        if domain.crop is not None and not 0 <= domain.crop <= _WIDEST_CROP
-    ]
-    found += [
         f"data.domains.{name}.crop: its images are single cells already (format cells)"
         for name, domain in domains.items()
         if domain.crop is not None and domain.format == "cells"
@@ -285,13 +338,6 @@ def _check_cells_for(experiment: Experiment, detector: Detector, where: str) -> 
         for key in _OF_FINDING
         if getattr(detector, key) != getattr(plain, key)
     ]
-    limits = {"beta": (0, 1), "smoothing": (0, 1), "tau": (0, 10), "gamma": (0, 10)}
-    found += [
-        f"{where}.classifier.{key}: expected a number from {low} to below {high}, got "
-        f"{getattr(own, key)}"
-        for key, (low, high) in limits.items()
-        if not low <= getattr(own, key) < high
-    ]
     return found
 
 
@@ -302,11 +348,7 @@ def _domains(names: Sequence[str]) -> str:
 
 def check_detector(detector: Detector, where: str = "detector") -> list[str]:
     """Return every setting of a detector that cannot be, ``where`` it stands."""
-    found = [
-        f"{where}.{key}: expected 0 or more, got {getattr(detector, key)}"
-        for key in ("attribute_weight", "attribute_gradient")
-        if getattr(detector, key) < 0
-    ]
+    found = []
     if detector.attribute_weight == 0 and detector.attributes != Attributes():
         found.append(
             f"{where}.attributes: means nothing with {where}.attribute_weight=0, which leaves out "
@@ -315,19 +357,21 @@ def check_detector(detector: Detector, where: str = "detector") -> list[str]:
     two = detector.two_stage
     if detector.kind == "classifier":
         return found
+    if not detector.strides:
+        found.append(f"{where}.strides: empty; name at least one")
+    if detector.channels % _GROUPS:
+        found.append(
+            f"{where}.channels: expected a multiple of {_GROUPS}, the groups of its GroupNorm, got "
+            f"{detector.channels}"
+        )
     if detector.kind == "one_stage":
         if two != TwoStage():
             found.append(
                 f"{where}.two_stage: means nothing for kind one_stage; set kind: faster_rcnn"
             )
         return found
-    found += [
-        f"{where}.two_stage.{key}: expected at least 1, got {getattr(two, key)}"
-        for key in ("proposals", "sampled", "hidden")
-        if getattr(two, key) < 1
-    ]
-    if not two.anchors or min(two.anchors) <= 0:
-        found.append(f"{where}.two_stage.anchors: expected sides above 0, got {two.anchors}")
+    if not two.anchors:
+        found.append(f"{where}.two_stage.anchors: empty; name at least one side, in strides")
     strides = sorted(detector.strides)
     steps = itertools.pairwise(strides)
     if any(after != 2 * before for before, after in steps):
@@ -353,25 +397,19 @@ def check_calibration(experiment: Experiment) -> list[str]:
         )
     if experiment.calibration == []:
         found.append("calibration: empty; name at least one of none, default, ...")
-    if settings.view_um <= 0:
-        found.append(f"data.calibration.view_um: expected a length in um, got {settings.view_um}")
-    if len(settings.jitter) != 2 or not 0 < settings.jitter[0] <= settings.jitter[1]:
-        found.append("data.calibration.jitter: expected [smallest, largest], both above 0")
-    if settings.images < 1:
-        found.append(f"data.calibration.images: expected at least 1, got {settings.images}")
-    return found
+    return found + _check_ends("data.calibration.jitter", settings.jitter)
+
+
+def _check_ends(where: str, ends: Sequence[float]) -> list[str]:
+    """Return what is wrong with the two ends of a range, each of which may be."""
+    if len(ends) == 2 and ends[0] <= ends[1]:
+        return []
+    return [f"{where}: expected [smallest, largest], got {list(ends)}"]
 
 
 def check_sparse(experiment: Experiment) -> list[str]:
     """Return every problem of the settings that make fields sparse, and of their axis."""
-    settings, axis = experiment.data.sparse, experiment.sparse
-    given = [("data.sparse.area", settings.area), *(("sparse", area) for area in axis or [])]
-    found = [
-        f"{where}: expected a share of the area above 0 and up to 1, got {area:g}"
-        + (f"; did you mean {area / 100:g}?" if 1 < area <= 100 else "")
-        for where, area in given
-        if not 0 < area <= 1
-    ]
+    settings, axis, found = experiment.data.sparse, experiment.sparse, []
     if axis is None and settings.whole and settings != Sparse():
         found.append(
             "data.sparse: patches and seed mean nothing on whole fields; set data.sparse.area, or "
@@ -383,22 +421,15 @@ def check_sparse(experiment: Experiment) -> list[str]:
         found.append(
             "data.sparse.area: the axis `sparse` of the experiment sets it, too; use one of them"
         )
-    if not 1 <= settings.patches <= _MOST_PATCHES:
-        found.append(f"data.sparse.patches: expected 1 to {_MOST_PATCHES}, got {settings.patches}")
     return found
 
 
 def _check_detector_in(experiment: Experiment, detector: Detector, where: str) -> list[str]:
     """Return what of a detector does not go with the experiment's data and methods."""
     data, found = experiment.data, check_detector(detector, where)
-    if detector.kind == "classifier":
-        if data.image_size < 8:
-            found.append(f"data.image_size: expected at least 8, got {data.image_size}")
-    elif min(detector.strides, default=0) < 1:
-        found.append(f"{where}.strides: expected numbers above 0, got {detector.strides}")
-    elif data.image_size % max(detector.strides) or data.image_size <= 0:
+    if detector.kind != "classifier" and data.image_size % max([1, *detector.strides]):
         found.append(
-            f"data.image_size: {data.image_size} is no positive multiple of the largest stride "
+            f"data.image_size: {data.image_size} is no multiple of the largest stride "
             f"{max(detector.strides)}"
         )
     found += [
@@ -433,7 +464,7 @@ def _check_detector_in(experiment: Experiment, detector: Detector, where: str) -
 
 def check_numbers(experiment: Experiment) -> list[str]:
     """Return every number of an experiment that cannot be."""
-    problems = []
+    problems = list(ranges(experiment))
     data, trainer = experiment.data, experiment.trainer
     for where, detector in chosen_detectors(experiment).items():
         problems += _check_detector_in(experiment, detector, where)
@@ -444,18 +475,17 @@ def check_numbers(experiment: Experiment) -> list[str]:
         if mark in name
     ]
     problems += check_sparse(experiment) + check_cells(experiment)
-    problems += [
-        f"trainer.{key}: expected at least 1, got {getattr(trainer, key)}"
-        for key in ("steps", "epoch_steps", "batch_size", "threads")
-        if getattr(trainer, key) < 1
-    ]
-    if not 0 < data.split.test < 1 or not 0 <= data.split.validation < 1 - data.split.test:
+    if data.split.test + data.split.validation >= 1:
         problems.append(
-            "data.split: expected 0 < test < 1 and 0 <= validation < 1 - test, got "
+            "data.split: expected test and validation to leave something to learn from, got "
             f"test={data.split.test}, validation={data.split.validation}"
         )
-    if len(experiment.augmentation.scale) != 2 or min(experiment.augmentation.scale) <= 0:
-        problems.append("augmentation.scale: expected [smallest, largest], both above 0")
+    problems += _check_ends("augmentation.scale", experiment.augmentation.scale)
+    if 2 * experiment.augmentation.blur_sigma >= data.image_size:
+        problems.append(
+            "augmentation.blur_sigma: expected less than half of data.image_size, which is "
+            f"{data.image_size}, got {experiment.augmentation.blur_sigma:g}"
+        )
     several = max((len(devices_of(s)) for s in experiment.sources or []), default=1)
     shots = any(
         experiment.adaptations[m].target_labels
@@ -478,42 +508,14 @@ def check_numbers(experiment: Experiment) -> list[str]:
         for value in experiment.twins
         if value not in TWINS
     ]
-    if experiment.selection.every < 0:
-        problems.append(
-            f"selection.every: expected epochs, 0 for none, got {experiment.selection.every}"
-        )
-    if experiment.selection.images < 1:
-        problems.append(f"selection.images: expected at least 1, got {experiment.selection.images}")
     if not experiment.seeds:
         problems.append("seeds: empty; name at least one")
     if experiment.name in ("", "..") or Path(experiment.name).name != experiment.name:
         problems.append(f"name: {experiment.name!r} cannot be the name of a folder")
-    if experiment.processes is not None and experiment.processes < 1:
-        problems.append(f"processes: expected at least 1, got {experiment.processes}")
-    return problems + _check_executors(experiment)
-
-
-def _check_executors(experiment: Experiment) -> list[str]:
-    slurm, ray = experiment.slurm, experiment.ray
-    found = [
-        f"slurm.{key}: expected at least 1, got {getattr(slurm, key)}"
-        for key in ("minutes", "jobs_per_task", "at_a_time", "tasks")
-        if getattr(slurm, key) < 1
-    ]
-    found += [
-        f"{section}.{key}: expected at least 0, got {getattr(settings, key)}"
-        for section, settings, keys in (
-            ("slurm", slurm, ("cpus", "memory_gb", "gpus")),
-            ("ray", ray, ("cpus", "gpus")),
+    slurm = experiment.slurm
+    if slurm.warning_seconds >= 60 * slurm.minutes:
+        problems.append(
+            "slurm.warning_seconds: expected less than slurm.minutes, got "
+            f"{slurm.warning_seconds} of {60 * slurm.minutes}"
         )
-        for key in keys
-        if getattr(settings, key) < 0
-    ]
-    if slurm.gpus > 1:
-        found.append(f"slurm.gpus: a job trains on one GPU, got {slurm.gpus}")
-    if not 1 <= slurm.warning_seconds < 60 * slurm.minutes:
-        found.append(
-            f"slurm.warning_seconds: expected at least 1 and less than slurm.minutes, got "
-            f"{slurm.warning_seconds}"
-        )
-    return found
+    return problems

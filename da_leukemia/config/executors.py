@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from da_leukemia.bounds import number
+
 
 @dataclass
 class Slurm:
@@ -13,14 +15,16 @@ class Slurm:
     account: str = ""
     qos: str = ""
     constraint: str = ""
-    minutes: int = 240  # time limit; a job that needs longer is requeued and goes on
-    warning_seconds: int = 120  # before it, to be requeued
-    cpus: int = 0  # of a task; default: trainer.threads
-    memory_gb: float = 8.0
-    gpus: int = 0  # of a task: 1 or 0
-    jobs_per_task: int = 1  # one after the other in one task, torch is imported once
-    at_a_time: int = 256  # tasks
-    tasks: int = 1000  # in one array, at most (the cluster's MaxArraySize - 1)
+    # time limit; a job that needs longer is requeued and goes on
+    minutes: int = number(240, least=1)
+    warning_seconds: int = number(120, least=1)  # before it, to be requeued
+    cpus: int = number(0, least=0)  # of a task; default: trainer.threads
+    memory_gb: float = number(8.0, least=0)
+    gpus: int = number(0, 0, 1)  # of a task: 1 or 0
+    # one after the other in one task, torch is imported once
+    jobs_per_task: int = number(1, least=1)
+    at_a_time: int = number(256, least=1)  # tasks
+    tasks: int = number(1000, least=1)  # in one array, at most (the cluster's MaxArraySize - 1)
     setup: list[str] = field(default_factory=list)  # shell lines before Python, e.g. module load
 
 
@@ -30,5 +34,5 @@ class Ray:
 
     address: str = "auto"  # HOST:PORT of a running cluster; auto: the one of this machine
     start: bool = False  # start one on this machine, for the time of the run
-    cpus: float = 0.0  # of a job; default: trainer.threads
-    gpus: float = 0.0  # of a job; a share such as 0.5 puts two on one GPU
+    cpus: float = number(0.0, least=0)  # of a job; default: trainer.threads
+    gpus: float = number(0.0, least=0)  # of a job; a share such as 0.5 puts two on one GPU

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from da_leukemia.bounds import number
 from da_leukemia.errors import did_you_mean
 
 
@@ -24,8 +25,8 @@ class Published:
 
     source: str = ""  # citation, and how the numbers were read
     note: str = ""  # what to know before comparing
-    scale: float = 1.0  # theirs = scale x ours: 100 where they are per cent
-    digits: int = 1  # decimals of both
+    scale: float = number(1.0, above=0)  # theirs = scale x ours: 100 where they are per cent
+    digits: int = number(1, least=0)  # decimals of both
     systems: dict[str, str] = field(default_factory=dict)  # name in `numbers` -> as it is printed
     rows: dict[str, PublishedRow] = field(default_factory=dict)
 
@@ -45,10 +46,6 @@ def check_published(
         where = f"published_tables.{name}"
         if not table.source.strip():
             found.append(f"{where}.source: empty; say where the numbers were published")
-        if not table.scale > 0 or not math.isfinite(table.scale):
-            found.append(f"{where}.scale: expected a number above 0, got {table.scale}")
-        if table.digits < 0:
-            found.append(f"{where}.digits: expected 0 or more, got {table.digits}")
         for row, content in table.rows.items():
             at = f"{where}.rows.{row}.numbers"
             found += [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from da_leukemia.adaptation.settings import Method
+from da_leukemia.bounds import Bounds, number, share
 from da_leukemia.config.executors import Ray, Slurm
 from da_leukemia.config.published import Published
 from da_leukemia.labels import LABEL_SPACES
@@ -36,7 +37,7 @@ class Domain:
     licence: str = ""  # of the photographs and labels, for the model cards
     folders: list[str] | None = None  # format cells: the folders below root that are read
     # cut single cells out of the fields: their true boxes, widened by this share on every side
-    crop: float | None = None
+    crop: float | None = number(None, 0, 2, what="a margin as a share of the box")
 
 
 @dataclass
@@ -44,9 +45,9 @@ class Split:
     """Division by patient (or field where there are none) over all devices at once."""
 
     kind: str = _choice("patient", "released")
-    test: float = 0.3
-    validation: float = 0.1
-    seed: int = 0
+    test: float = number(0.3, above=0, below=1)
+    validation: float = number(0.1, 0, below=1)
+    seed: int = number(0, least=0)
     allow_leaks: bool = False  # patients or images in two parts are then only a warning
 
 
@@ -54,9 +55,9 @@ class Split:
 class Simulation:
     """Render the data first. Devices are the keys of `data.domains`. 0 patients = no rendering."""
 
-    patients: int = 0
-    fields_per_patient: int = 8
-    seed: int = 0
+    patients: int = number(0, least=0)
+    fields_per_patient: int = number(8, least=1)
+    seed: int = number(0, least=0)
 
 
 @dataclass
@@ -70,9 +71,13 @@ class Calibration:
     scale: bool = False  # bring devices to a common number of pixels per um
     illumination: bool = False  # even out the lamp
     colour: bool = False  # bring background and red cells to common colours
-    view_um: float = 100.0  # side of the network's view, um, where the scale is applied
-    jitter: list[float] = field(default_factory=lambda: [0.8, 1.25])  # then for augmentation.scale
-    images: int = 50  # unlabelled training images of a device that are measured
+    # side of the network's view, um, where the scale is applied
+    view_um: float = number(100.0, above=0, what="a length in um")
+    # then for augmentation.scale
+    jitter: list[float] = field(
+        default_factory=lambda: [0.8, 1.25], metadata={"bounds": Bounds(above=0)}
+    )
+    images: int = number(50, least=1)  # unlabelled training images of a device that are measured
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -98,9 +103,10 @@ class Sparse:
     See docs/sparse.md.
     """
 
-    area: float = 1.0  # share of each field that is annotated; 1 = as the data set is
-    patches: int = 1  # of a field, that together have this area
-    seed: int = 0  # of their places
+    # share of each field that is annotated; 1 = as the data set is
+    area: float = number(1.0, above=0, most=1, what="a share of the area")
+    patches: int = number(1, 1, 64)  # of a field, that together have this area
+    seed: int = number(0, least=0)  # of their places
 
     @property
     def whole(self) -> bool:
@@ -114,11 +120,13 @@ class Data:
 
     root: str = "data"
     label_space: str = field(default="wbc", metadata={"choices": tuple(LABEL_SPACES)})
-    image_size: int = 320  # square network input; images are fitted into it, aspect kept
+    # square network input; images are fitted into it, aspect kept
+    image_size: int = number(320, least=8)
     cache_dir: str = "auto"  # of what was read once; auto: ~/.cache/da_leukemia, "": none
     image_cache: str = _choice("memory", "disk", "none")  # of images at training size
-    memory_cache_gb: float = 4.0  # of a data set; images beyond it are decoded each time
-    disk_cache_gb: float = 20.0  # of all experiments; unused files make room
+    # of a data set; images beyond it are decoded each time
+    memory_cache_gb: float = number(4.0, least=0)
+    disk_cache_gb: float = number(20.0, least=0)  # of all experiments; unused files make room
     domains: dict[str, Domain] = field(default_factory=dict)
     split: Split = field(default_factory=Split)
     calibration: Calibration = field(default_factory=Calibration)
@@ -130,10 +138,13 @@ class Data:
 class TwoStage:
     """What only Faster R-CNN has. Its other constants are torchvision's."""
 
-    anchors: list[float] = field(default_factory=lambda: [3.0, 4.5])  # sides, in strides of a level
-    proposals: int = 128  # of an image, that the second stage looks at
-    sampled: int = 64  # of them, that it learns from
-    hidden: int = 256  # width of its two layers
+    # sides, in strides of a level
+    anchors: list[float] = field(
+        default_factory=lambda: [3.0, 4.5], metadata={"bounds": Bounds(above=0)}
+    )
+    proposals: int = number(128, least=1)  # of an image, that the second stage looks at
+    sampled: int = number(64, least=1)  # of them, that it learns from
+    hidden: int = number(256, least=1)  # width of its two layers
 
 
 @dataclass
@@ -150,11 +161,13 @@ class Classifier:
     """What only the classifier of single cells has. See docs/cells.md."""
 
     loss: str = _choice("cross_entropy", "class_balanced", "logit_adjusted", "focal")
-    beta: float = 0.999  # class_balanced: of the effective number of cells of a class
-    tau: float = 1.0  # logit_adjusted: factor of the logarithm of a class's share
-    gamma: float = 2.0  # focal: exponent
+    # class_balanced: of the effective number of cells of a class
+    beta: float = number(0.999, 0, below=1)
+    # logit_adjusted: factor of the logarithm of a class's share
+    tau: float = number(1.0, 0, below=10)
+    gamma: float = number(2.0, 0, below=10)  # focal: exponent
     sampling: str = _choice("natural", "balanced")  # balanced: every class equally often
-    smoothing: float = 0.0  # share of a label that is spread over all classes
+    smoothing: float = number(0.0, 0, below=1)  # share of a label that is spread over all classes
     conflicts: str = _choice("soft", "own", "skip")  # a cell whose copies have other labels
 
 
@@ -171,15 +184,19 @@ class Detector:
     # group: GroupNorm for the backbone's BatchNorm; frozen: BatchNorm as loaded (classifier)
     norm: str = _choice("batch", "group", "frozen")
     init_from: str | None = None  # a checkpoint of ours to start from
-    channels: int = 96  # of the pyramid and heads
-    depth: int = 2  # convolutions in each head (faster_rcnn: in that of the proposals)
-    strides: list[int] = field(default_factory=lambda: [8, 16, 32])
-    attribute_weight: float = 0.2  # 0 = no attribute head
-    attribute_gradient: float = 0.1  # share of the attribute gradient that reaches the backbone
+    channels: int = number(96, least=1)  # of the pyramid and heads
+    # convolutions in each head (faster_rcnn: in that of the proposals)
+    depth: int = number(2, least=0)
+    strides: list[int] = field(
+        default_factory=lambda: [8, 16, 32], metadata={"bounds": Bounds(least=1)}
+    )
+    attribute_weight: float = number(0.2, least=0)  # 0 = no attribute head
+    # share of the attribute gradient that reaches the backbone
+    attribute_gradient: float = share(0.1)
     attributes: Attributes = field(default_factory=Attributes)
-    score_threshold: float = 0.01
-    nms_iou: float = 0.6
-    max_detections: int = 100
+    score_threshold: float = share(0.01)
+    nms_iou: float = share(0.6)
+    max_detections: int = number(100, least=1)
     two_stage: TwoStage = field(default_factory=TwoStage)  # for kind faster_rcnn
     classifier: Classifier = field(default_factory=Classifier)  # for kind classifier
 
@@ -188,34 +205,37 @@ class Detector:
 class Augmentation:
     """Weak = geometry only. Strong = the same geometry, then optics and colour on top."""
 
-    flip: float = 0.5
-    scale: list[float] = field(default_factory=lambda: [0.75, 1.33])
-    translate: float = 0.1  # share of the image side
-    brightness: float = 0.25
-    contrast: float = 0.25
-    saturation: float = 0.25
-    hue: float = 0.03
-    grey: float = 0.0  # probability
-    blur: float = 0.3  # probability
-    blur_sigma: float = 1.5  # largest, in pixels of the network input
-    noise: float = 0.02  # largest standard deviation, image in 0..1
+    flip: float = share(0.5)
+    scale: list[float] = field(
+        default_factory=lambda: [0.75, 1.33], metadata={"bounds": Bounds(above=0)}
+    )
+    translate: float = share(0.1)  # share of the image side
+    brightness: float = share(0.25)
+    contrast: float = share(0.25)
+    saturation: float = share(0.25)
+    hue: float = number(0.03, 0, 0.5)  # share of the colour circle
+    grey: float = share(0.0)  # probability
+    blur: float = share(0.3)  # probability
+    blur_sigma: float = number(1.5, 0, 20)  # largest, in pixels of the network input
+    noise: float = share(0.02)  # largest standard deviation, image in 0..1
 
 
 @dataclass
 class Trainer:
     """Budget and optimisation."""
 
-    steps: int = 2000
-    epoch_steps: int = 100  # between checkpoints and validations
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.05  # share of steps
-    clip: float = 5.0  # gradient norm
-    ema: float = 0.999  # ramped: min(ema, (1 + t) / (10 + t))
-    validate_every: int = 5  # epochs between validations on the source; 0 = never
-    threads: int = 1  # CPU threads of a job
-    workers: int = 0  # data-loader processes; fields are held in memory, so 0 is fastest
+    steps: int = number(2000, least=1)
+    epoch_steps: int = number(100, least=1)  # between checkpoints and validations
+    batch_size: int = number(8, least=1)
+    learning_rate: float = number(1e-3, above=0, most=10)
+    weight_decay: float = number(0.01, 0, 10)
+    warmup: float = share(0.05)  # share of steps
+    clip: float = number(5.0, least=0)  # gradient norm
+    ema: float = share(0.999)  # ramped: min(ema, (1 + t) / (10 + t))
+    validate_every: int = number(5, least=0)  # epochs between validations on the source; 0 = never
+    threads: int = number(1, least=1)  # CPU threads of a job
+    # data-loader processes; fields are held in memory, so 0 is fastest
+    workers: int = number(0, least=0)
     accelerator: str = _choice("auto", "cpu", "gpu")
     precision: str = _choice("auto", "32-true", "bf16-mixed")
     compile: bool = False
@@ -257,8 +277,9 @@ class Selection:
     Decides nothing about the training and is no part of a job's identity.
     """
 
-    every: int = 0  # epochs between two that are kept; 0 = nothing is recorded
-    images: int = 24  # unlabelled training images of a device that the label-free scorers see
+    every: int = number(0, least=0)  # epochs between two that are kept; 0 = nothing is recorded
+    # unlabelled training images of a device that the label-free scorers see
+    images: int = number(24, least=1)
     keep: bool = False  # leave the weights in the job's folder, epochs/00005.pt
 
 
@@ -296,9 +317,14 @@ class Experiment:
     methods: list[str] = field(default_factory=lambda: ["fair_source_only"])
     twins: list[str] = field(default_factory=lambda: list(TWINS))  # added for adapted methods
     calibration: list[str] | None = None  # an axis like methods; default: data.calibration
-    sparse: list[float] | None = None  # annotated area, an axis like methods; default: data.sparse
+    # annotated area, an axis like methods; default: data.sparse
+    sparse: list[float] | None = field(
+        default=None, metadata={"bounds": Bounds(above=0, most=1, what="a share of the area")}
+    )
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"bounds": Bounds(least=0, most=2**32 - 1)}
+    )
     # tables whose numbers the report prints ours beside: names of configs/published
     published: list[str] = field(default_factory=list)
     published_tables: dict[str, Published] = field(
@@ -311,7 +337,8 @@ class Experiment:
     ray: Ray = field(default_factory=Ray)
     changed_data: str = _choice("stop", "retrain")  # where finished jobs were trained on other data
     changed_settings: str = _choice("stop", "accept")  # where finished jobs would leave the matrix
-    processes: int | None = None  # jobs at a time; default: CPU cores / trainer.threads, or GPUs
+    # jobs at a time; default: CPU cores / trainer.threads, or GPUs
+    processes: int | None = number(None, least=1)
 
     @property
     def folder(self) -> Path:

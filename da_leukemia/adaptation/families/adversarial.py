@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from da_leukemia.bounds import number, share
+
 
 @dataclass
 class Adversarial:
@@ -25,12 +27,12 @@ class Adversarial:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 0.1
-    reversal: float = 1.0
-    hidden: int = 64
-    ramp: float = 1.0
-    depth: int = 1
-    kernel: int = 1
+    weight: float = number(0.1, least=0)
+    reversal: float = number(1.0, least=0)
+    hidden: int = number(64, least=1)
+    ramp: float = share(1.0)
+    depth: int = number(1, least=0)
+    kernel: int = number(1, least=1)
     centre_aware: bool = False
 
 
@@ -59,14 +61,14 @@ class InstanceAdversarial:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 0.1
-    reversal: float = 1.0
-    hidden: int = 256
-    dropout: float = 0.5
-    ramp: float = 1.0
-    threshold: float = 0.3
-    regions: int = 16
-    resolution: int = 3
+    weight: float = number(0.1, least=0)
+    reversal: float = number(1.0, least=0)
+    hidden: int = number(256, least=1)
+    dropout: float = number(0.5, least=0, below=1)
+    ramp: float = share(1.0)
+    threshold: float = share(0.3)
+    regions: int = number(16, least=1)
+    resolution: int = number(3, least=1)
     condition: str = field(default="none", metadata={"choices": ("none", "outer", "random")})
-    random_size: int = 256
-    consistency: float = 0.0
+    random_size: int = number(256, least=1)
+    consistency: float = number(0.0, least=0)

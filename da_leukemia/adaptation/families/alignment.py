@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from da_leukemia.bounds import number, share
+
 
 @dataclass
 class Mmd:
@@ -25,13 +27,13 @@ class Mmd:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 0.5
-    ramp: float = 1.0
+    weight: float = number(0.5, least=0)
+    ramp: float = share(1.0)
     features: str = field(default="regions", metadata={"choices": ("regions", "map", "attributes")})
     by_class: bool = True
-    threshold: float = 0.3
-    regions: int = 16
-    resolution: int = 3
+    threshold: float = share(0.3)
+    regions: int = number(16, least=1)
+    resolution: int = number(3, least=1)
 
 
 @dataclass
@@ -51,13 +53,13 @@ class Coral:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 10.0
-    ramp: float = 1.0
+    weight: float = number(10.0, least=0)
+    ramp: float = share(1.0)
     features: str = field(default="regions", metadata={"choices": ("regions", "map", "attributes")})
     by_class: bool = False
-    threshold: float = 0.3
-    regions: int = 16
-    resolution: int = 3
+    threshold: float = share(0.3)
+    regions: int = number(16, least=1)
+    resolution: int = number(3, least=1)
 
 
 @dataclass
@@ -77,10 +79,10 @@ class Prototypes:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 0.1
-    ramp: float = 1.0
-    momentum: float = 0.99
-    temperature: float = 0.1
-    threshold: float = 0.3
-    regions: int = 16
-    resolution: int = 3
+    weight: float = number(0.1, least=0)
+    ramp: float = share(1.0)
+    momentum: float = number(0.99, least=0, below=1)
+    temperature: float = number(0.1, above=0)
+    threshold: float = share(0.3)
+    regions: int = number(16, least=1)
+    resolution: int = number(3, least=1)

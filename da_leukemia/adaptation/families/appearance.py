@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from da_leukemia.bounds import number, share
+
 
 @dataclass
 class Fourier:
@@ -19,9 +21,9 @@ class Fourier:
     strength: ClassVar[str] = "probability"
     targeted: ClassVar[bool] = True
 
-    probability: float = 0.5
-    beta_min: float = 0.0
-    beta_max: float = 0.05
+    probability: float = share(0.5)
+    beta_min: float = number(0.0, 0, 0.5)
+    beta_max: float = number(0.05, 0, 0.5)
 
 
 @dataclass
@@ -36,8 +38,8 @@ class Histogram:
     strength: ClassVar[str] = "probability"
     targeted: ClassVar[bool] = True
 
-    probability: float = 0.5
-    blend_min: float = 0.5
+    probability: float = share(0.5)
+    blend_min: float = share(0.5)
 
 
 @dataclass
@@ -52,8 +54,8 @@ class Reinhard:
     strength: ClassVar[str] = "probability"
     targeted: ClassVar[bool] = True
 
-    probability: float = 0.5
-    blend_min: float = 0.5
+    probability: float = share(0.5)
+    blend_min: float = share(0.5)
 
 
 @dataclass
@@ -69,9 +71,9 @@ class StainJitter:
     strength: ClassVar[str] = "probability"
     targeted: ClassVar[bool] = False
 
-    probability: float = 1.0
-    spread: float = 0.2
-    shift: float = 0.02
+    probability: float = share(1.0)
+    spread: float = share(0.2)
+    shift: float = number(0.02, least=0)
 
 
 @dataclass
@@ -87,6 +89,6 @@ class MixStyle:
     strength: ClassVar[str] = "probability"
     targeted: ClassVar[bool] = False
 
-    probability: float = 0.5
-    alpha: float = 0.1
-    stride: int = 8
+    probability: float = share(0.5)
+    alpha: float = number(0.1, above=0, most=1)
+    stride: int = number(8, least=1)

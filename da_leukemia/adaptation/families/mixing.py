@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from da_leukemia.bounds import number, share
+
 
 @dataclass
 class ConfMix:
@@ -21,11 +23,11 @@ class ConfMix:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 1.0
-    threshold: float = 0.5
-    negative: float = 0.2
-    burn_in: float = 0.3
-    ramp: float = 0.1
+    weight: float = number(1.0, least=0)
+    threshold: float = share(0.5)
+    negative: float = share(0.2)
+    burn_in: float = number(0.3, least=0, below=1)
+    ramp: float = share(0.1)
 
 
 @dataclass
@@ -43,11 +45,11 @@ class Daca:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 1.0
-    threshold: float = 0.5
-    negative: float = 0.2
-    burn_in: float = 0.3
-    ramp: float = 0.1
+    weight: float = number(1.0, least=0)
+    threshold: float = share(0.5)
+    negative: float = share(0.2)
+    burn_in: float = number(0.3, least=0, below=1)
+    ramp: float = share(0.1)
 
 
 @dataclass
@@ -64,6 +66,6 @@ class CutPaste:
     strength: ClassVar[str] = "probability"
     targeted: ClassVar[bool] = False
 
-    probability: float = 0.5
-    cells: int = 2
-    balance: float = 1.0
+    probability: float = share(0.5)
+    cells: int = number(2, least=1)
+    balance: float = number(1.0, least=0)

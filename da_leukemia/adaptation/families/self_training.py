@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from da_leukemia.bounds import number, share
+
 
 @dataclass
 class MeanTeacher:
@@ -29,16 +31,16 @@ class MeanTeacher:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 1.0
-    threshold: float = 0.6
-    negative: float = 0.2
-    burn_in: float = 0.3
-    ramp: float = 0.1
+    weight: float = number(1.0, least=0)
+    threshold: float = share(0.6)
+    negative: float = share(0.2)
+    burn_in: float = number(0.3, least=0, below=1)
+    ramp: float = share(0.1)
     adaptive: bool = False
-    low: float = 0.25
-    high: float = 0.45
-    attribute_weight: float = 0.0
-    attribute_threshold: float = 0.9
+    low: float = share(0.25)
+    high: float = share(0.45)
+    attribute_weight: float = number(0.0, least=0)
+    attribute_threshold: float = share(0.9)
 
 
 @dataclass
@@ -59,13 +61,13 @@ class Distillation:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 1.0
-    class_weight: float = 1.0
-    box_weight: float = 1.0
-    positive: float = 0.3
+    weight: float = number(1.0, least=0)
+    class_weight: float = number(1.0, least=0)
+    box_weight: float = number(1.0, least=0)
+    positive: float = share(0.3)
     harmony: bool = False
-    burn_in: float = 0.3
-    ramp: float = 0.1
+    burn_in: float = number(0.3, least=0, below=1)
+    ramp: float = share(0.1)
 
 
 @dataclass
@@ -80,8 +82,8 @@ class Masking:
     strength: ClassVar[str] = "ratio"
     targeted: ClassVar[bool] = True
 
-    ratio: float = 0.5
-    block: int = 32
+    ratio: float = share(0.5)
+    block: int = number(32, least=1)
 
 
 @dataclass
@@ -101,10 +103,10 @@ class MaskedConsistency:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 0.5
-    ratio: float = 0.5
-    block: int = 32
-    threshold: float = 0.6
-    negative: float = 0.2
-    burn_in: float = 0.3
-    ramp: float = 0.1
+    weight: float = number(0.5, least=0)
+    ratio: float = share(0.5)
+    block: int = number(32, least=1)
+    threshold: float = share(0.6)
+    negative: float = share(0.2)
+    burn_in: float = number(0.3, least=0, below=1)
+    ramp: float = share(0.1)

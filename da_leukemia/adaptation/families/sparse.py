@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from da_leukemia.bounds import number, share
+
 
 @dataclass
 class PatchCrops:
@@ -18,7 +20,7 @@ class PatchCrops:
     strength: ClassVar[str] = "until"
     targeted: ClassVar[bool] = False
 
-    until: float = 0.5
+    until: float = share(0.5)
     plain_after: bool = False
 
 
@@ -38,12 +40,12 @@ class SparseTeacher:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = False
 
-    weight: float = 0.5
-    threshold: float = 0.5
-    overlap: float = 0.3
+    weight: float = number(0.5, least=0)
+    threshold: float = share(0.5)
+    overlap: float = share(0.3)
     boxes: bool = True
-    burn_in: float = 0.3
-    ramp: float = 0.2
+    burn_in: float = number(0.3, least=0, below=1)
+    ramp: float = share(0.2)
 
 
 @dataclass
@@ -66,13 +68,13 @@ class SparseSimilarity:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = False
 
-    weight: float = 0.1
-    low: float = 0.2
-    high: float = 0.5
-    margin: float = 0.0
-    overlap: float = 0.3
-    burn_in: float = 0.3
-    until: float = 1.0
-    ramp: float = 0.2
-    regions: int = 16
-    resolution: int = 3
+    weight: float = number(0.1, least=0)
+    low: float = share(0.2)
+    high: float = share(0.5)
+    margin: float = number(0.0, -1, 1)
+    overlap: float = share(0.3)
+    burn_in: float = number(0.3, least=0, below=1)
+    until: float = share(1.0)
+    ramp: float = share(0.2)
+    regions: int = number(16, least=1)
+    resolution: int = number(3, least=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from da_leukemia.bounds import number, share
+
 
 @dataclass
 class AdaBN:
@@ -18,8 +20,8 @@ class AdaBN:
     strength: ClassVar[str] = "weight"
     targeted: ClassVar[bool] = True
 
-    weight: float = 1.0
-    batches: int = 64
+    weight: float = share(1.0)
+    batches: int = number(64, least=1)
 
 
 @dataclass
@@ -34,5 +36,5 @@ class Tent:
     strength: ClassVar[str] = "learning_rate"
     targeted: ClassVar[bool] = True
 
-    learning_rate: float = 1e-3
-    steps: int = 20
+    learning_rate: float = number(1e-3, 0, 10)
+    steps: int = number(20, least=1)
