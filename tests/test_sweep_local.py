@@ -45,7 +45,7 @@ WORKER = textwrap.dedent(
             return
         if job.seed == 28:
             raise RuntimeError("write failed") from OSError(28, "No space left on device")
-        time.sleep(job.trainer.weight_decay)
+        time.sleep(job.trainer.clip)
         tests = {name: {"metrics": {"ap50": job.seed / 10}} for name in job.tests}
         content = {"job": job.hash, "tests": tests, "source": job.source, "seed": job.seed}
         write_json(folder / "result.json", content)
@@ -87,7 +87,7 @@ def one_source(folder: Path, seeds: list[int], seconds: float = 0.0) -> Experime
         methods=["fair"],
         sources=["scope"],
         seeds=seeds,
-        trainer=Trainer(weight_decay=seconds, accelerator="cpu"),
+        trainer=Trainer(clip=seconds, accelerator="cpu"),
     )
 
 
