@@ -4,7 +4,16 @@ from dataclasses import asdict
 
 import pytest
 
-from da_leukemia.config import Data, Domain, Experiment, complete, load_experiment, save_experiment
+from da_leukemia.adaptation.settings import Method
+from da_leukemia.config import (
+    Data,
+    Domain,
+    Experiment,
+    complete,
+    load_experiment,
+    load_method,
+    save_experiment,
+)
 from da_leukemia.errors import ConfigError
 
 SMALL = "data: {domains: {scope: {}, phone: {labels: test_only}}}\n"
@@ -122,3 +131,19 @@ def test_an_empty_extends_is_none(tmp_path):
 def test_settings_without_a_value_take_their_defaults(tmp_path):
     text = "data: {domains: {scope: }}\nmethods: [m]\nadaptations: {m: }\n"
     assert load_experiment(written(tmp_path, text)).adaptations["m"].components == []
+
+
+def test_an_entry_without_components_changes_the_shipped_method_of_its_name(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        "data: {domains: {a: {}, b: {}}}\nmethods: [few_shot, dann, own]\n"
+        "adaptations:\n  dann: {components: []}\n  own: {ema: false}\n"
+    )
+    made = load_experiment(path, ["adaptations.few_shot.target_labels=3"])
+    shipped_one = load_method("few_shot")
+    assert made.adaptations["few_shot"].components == shipped_one.components != []
+    assert made.adaptations["few_shot"].target_labels == 3 != shipped_one.target_labels
+    assert made.adaptations["dann"].components == []  # said to be so
+    assert made.adaptations["own"] == Method(ema=False)
+    save_experiment(made, tmp_path / "again.yaml")
+    assert load_experiment(tmp_path / "again.yaml").adaptations == made.adaptations

@@ -6,6 +6,7 @@ OmegaConf. Every unknown key and wrong value is reported at once, with a suggest
 
 from __future__ import annotations
 
+import contextlib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -160,7 +161,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     domains = given.get("data", {}).get("domains") if isinstance(given.get("data"), dict) else None
     if isinstance(domains, dict):
         given["data"]["domains"] = {n: ({} if d is None else d) for n, d in domains.items()}
-    given = _detectors_over_their_base(spelt_out(given))
+    given = _methods_over_their_presets(_detectors_over_their_base(spelt_out(given)), path)
     problems = [f"{path}: {p}" for p in problems_of(Experiment, given, "")]
     if problems:
         raise ConfigError(problems)
@@ -181,6 +182,25 @@ def _detectors_over_their_base(given: dict[str, Any]) -> dict[str, Any]:
         for name, own in named.items()
     }
     return {**given, "detectors": whole}
+
+
+def _methods_over_their_presets(given: dict[str, Any], near: Path) -> dict[str, Any]:
+    """Write out the shipped method that an entry of `adaptations` changes.
+
+    An entry that names no components is a change of the method of its name; with components it
+    is a method of its own. Otherwise ``adaptations.few_shot.target_labels=3`` would leave out all
+    that few_shot does, and still be called so.
+    """
+    named = given.get("adaptations")
+    if not isinstance(named, dict):
+        return given
+    whole = dict(named)
+    for name, own in named.items():
+        if isinstance(own, dict | None) and "components" not in (own or {}):
+            with contextlib.suppress(ConfigError):  # a name of its own
+                preset = _load_extended(_find("adaptation", str(name), near, "methods"))
+                whole[name] = OmegaConf.to_container(OmegaConf.merge(preset, own or {}))
+    return {**given, "adaptations": whole}
 
 
 def complete(experiment: Experiment, path: Path | None = None) -> None:

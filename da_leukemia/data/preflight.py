@@ -195,9 +195,8 @@ def _unseen(experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Sp
         has = {k for d in devices_of(source) for k in whole[d]}
         absent: dict[int, list[str]] = {}
         for name, own in tested.items() if seen else ():
-            if (
-                own and not has & whole[name]
-            ):  # in all their parts: a small one lacks much by chance
+            # In all their parts, since a small one lacks much by chance.
+            if own and not has & whole[name]:
                 problems.append(
                     f"{source}: shares no type of label space {experiment.data.label_space!r} with "
                     f"{name}, which is tested on: it has {_named(has, classes)}, the other "
