@@ -10,11 +10,12 @@ from torch import nn
 
 from da_leukemia.adaptation import settings as s
 from da_leukemia.adaptation.base import Component
-from da_leukemia.adaptation.statistics import AdaBN, Tent, detection_entropy
+from da_leukemia.adaptation.statistics import AdaBN, Tent, detection_entropy, type_weights
 from da_leukemia.config import Augmentation, Detector, Trainer
 from da_leukemia.data.batches import UnlabelledBatch
 from da_leukemia.errors import ConfigError
-from da_leukemia.labels import WBC5
+from da_leukemia.labels import WBC5, LabelSpace
+from da_leukemia.models.base import Places
 from da_leukemia.models.factory import build_detector
 from da_leukemia.tasks.detection import DetectionTask
 
@@ -194,3 +195,79 @@ def test_the_weights_come_back_also_after_an_error():
     with pytest.raises(RuntimeError, match="no"), made.finished(target_images):
         pass
     assert all(torch.equal(v, state(made.tested)[k]) for k, v in before.items())
+
+
+class _Named(nn.Module):
+    """A classifier of two types, dark and bright, that is never wrong."""
+
+    def __init__(self, shown=(0.5, 0.5)):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.shown = torch.tensor(shown)
+        self.eval()
+
+    def forward(self, images):
+        self.norm(images)
+        return images.mean((1, 2, 3))
+
+    def places(self, brightness):
+        bright = (brightness > 0.5).float()
+        return Places(torch.stack([1 - bright, bright], -1)[:, None], brightness)
+
+
+def mixed_cells(dark):
+    """Batches of 8 of which ``dark`` are dark, and an evenly mixed one of the same cells."""
+    pictures = torch.cat([rand(8, 3, 4, 4) * 0.4, 0.6 + rand(8, 3, 4, 4, seed=1) * 0.4])
+    return [torch.cat([pictures[:dark], pictures[8 : 16 - dark]])] * 2
+
+
+def test_types_count_as_in_training_whatever_their_mix_on_the_target():
+    given = mixed_cells(dark=6)
+    image = given[0].mean((2, 3))
+    even, uneven = (
+        torch.stack([image[:6].mean(0), image[6:].mean(0)]).mul(torch.tensor(w)[:, None]).sum(0)
+        for w in ([0.5, 0.5], [0.2, 0.8])
+    )
+    for shown, expected in (((0.5, 0.5), even), ((0.2, 0.8), uneven)):
+        net = _Named(shown)
+        AdaBN(s.AdaBN(rounds=1)).finish(net, lambda: given)
+        torch.testing.assert_close(net.norm.running_mean, expected)
+    plain = _Named()
+    AdaBN(s.AdaBN()).finish(plain, lambda: given)
+    torch.testing.assert_close(plain.norm.running_mean, image.mean(0))
+
+
+def test_a_type_hardly_ever_named_does_not_outweigh_all_others():
+    given = [torch.cat([rand(39, 3, 4, 4) * 0.4, 0.6 + rand(1, 3, 4, 4) * 0.4])]
+    (weights,) = type_weights(_Named(), given)
+    assert weights[-1] == 4.0  # and not 20
+    torch.testing.assert_close(weights[:-1], torch.full((39,), 0.5 / (39 / 40)))
+
+
+def test_each_round_takes_the_answers_of_the_round_before():
+    net, given = _Named(), mixed_cells(dark=6)
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(net.norm.running_mean.clone()))
+    AdaBN(s.AdaBN(rounds=2)).finish(net, lambda: given)
+    start, first = torch.zeros(3), calls[3]
+    assert len(calls) == 8  # two batches are asked and two measured, twice
+    assert torch.equal(calls[0], start)
+    assert not torch.equal(first, start)
+    torch.testing.assert_close(calls[4], first)
+
+
+def test_what_a_classifier_was_shown_follows_its_sampling():
+    counts = torch.tensor([6, 0, 2])
+    for sampling, expected in (("balanced", [0.5, 0.0, 0.5]), ("natural", [0.75, 0.0, 0.25])):
+        space = LabelSpace("three", ("a", "b", "c"))
+        settings = Detector(kind="classifier", backbone="mobilenetv3_small_050")
+        settings.classifier.sampling = sampling
+        classifier = build_detector(settings, space, size=32)
+        classifier.know(counts)
+        assert classifier.shown.tolist() == expected
+
+
+def test_weights_by_type_are_refused_for_fields():
+    assert "cells of several" in s.refusal(s.AdaBN(rounds=2), "one_stage")
+    assert s.refusal(s.AdaBN(rounds=2), "classifier") is None
+    assert s.refusal(s.AdaBN(), "faster_rcnn") is None

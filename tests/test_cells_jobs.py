@@ -39,8 +39,8 @@ from da_leukemia.sweep.plan import make_plan
 
 NOT_FOR_CELLS = {"confmix", "daca", "epm", "few_shot", "harmonious_teacher", "mixstyle"}
 FOR_CELLS = (
-    *("adabn", "aldi_pp", "cdan", "coral", "dann", "fda", "mean_teacher", "mic", "mmd"),
-    *("prototypes", "recommended", "recommended_source_free", "reinhard"),
+    *("adabn", "adabn_balanced", "aldi_pp", "cdan", "coral", "dann", "fda", "mean_teacher", "mic"),
+    *("mmd", "prototypes", "recommended", "recommended_source_free", "reinhard"),
     *("source_free_teacher", "tent"),
 )
 

@@ -99,6 +99,11 @@ def refusal(settings: Any, detector: str) -> str | None:
     """Return why a component cannot work on a kind of detector; None where it can."""
     if detector == "classifier":
         return _refusal_on_cells(settings)
+    if isinstance(settings, AdaBN) and settings.rounds:
+        return (
+            "rounds weigh pictures by the type of their cell, and a field shows cells of several; "
+            "set adabn.rounds: 0"
+        )
     if isinstance(settings, Distillation) and settings.harmony and detector != "one_stage":
         return (
             f"harmony weighs every location of a dense detector, and {detector} answers at "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,15 @@ from da_leukemia.adaptation.settings import AdaBN as AdaBNSettings
 from da_leukemia.adaptation.settings import Tent as TentSettings
 from da_leukemia.errors import ConfigError
 from da_leukemia.models.base import AnyDetector
+from da_leukemia.models.classifier import CellClassifier
 
 _LEAST = 1e-7
 """Entropies are of probabilities this far from 0 and 1, where their slope is infinite and one place
 that is beyond doubt would make every weight NaN."""
+
+_MOST = 4.0
+"""A type counts at most so much more than it was found: of one that is hardly ever named, most that
+is taken for it is something else."""
 
 
 class AdaBN(Component):
@@ -42,22 +49,77 @@ class AdaBN(Component):
                 "anew; take a backbone with BatchNorm or leave the component out"
             )
         before = [(_of(m.running_mean).clone(), _of(m.running_var).clone()) for m in layers]
-        momenta = [m.momentum for m in layers]
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # an average in which all batches count alike
-            layer.train()
-        full = 0
-        for batch in itertools.islice(images(), self.settings.batches):
-            full = max(full, len(batch))
-            if len(batch) == full:  # a rest of one or two images would count as much as a batch
-                network(batch)
-        for layer, momentum, (mean, variance) in zip(layers, momenta, before, strict=True):
-            layer.momentum = momentum
-            layer.eval()
-            share = self.settings.weight if full else 0.0
-            _of(layer.running_mean).lerp_(mean, 1 - share)
-            _of(layer.running_var).lerp_(variance, 1 - share)
+
+        def batches() -> Iterator[Tensor]:
+            full = 0
+            for batch in itertools.islice(images(), self.settings.batches):
+                full = max(full, len(batch))
+                if len(batch) == full:  # the statistics of a rest of one or two images are none
+                    yield batch
+
+        if not self.settings.rounds:
+            _estimate(network, layers, ((batch, torch.ones(len(batch))) for batch in batches()))
+        # The first weights are of the source's statistics: those of the unweighted target make the
+        # mistakes that are to be mended.
+        for _ in range(self.settings.rounds):
+            weights = type_weights(cast(CellClassifier, network), batches())
+            _estimate(network, layers, zip(batches(), weights, strict=True))
+        for layer, (mean, variance) in zip(layers, before, strict=True):
+            _of(layer.running_mean).lerp_(mean, 1 - self.settings.weight)
+            _of(layer.running_var).lerp_(variance, 1 - self.settings.weight)
+
+
+def type_weights(network: CellClassifier, batches: Iterable[Tensor]) -> list[Tensor]:
+    """Return weights ``(B,)`` of the images of each batch, with which types come as in training.
+
+    An image counts by the types that it may be of, each as much rarer or more frequent as training
+    showed it than it is here. What the target's mix is, is the mean of the network's own
+    probabilities (as Lipton et al., ICML 2018, estimate it, without their inverse of the confusion
+    matrix, which a shift of the device changes, too). To draw by predicted type was found to
+    mend adapted norm statistics by Gong et al. (NOTE, NeurIPS 2022).
+    """
+    answers = [network.places(network(batch)).scores[:, 0] for batch in batches]
+    if not answers:
+        return []
+    mix = torch.cat(answers).mean(0)
+    ratio = (network.shown / mix.clamp(min=_LEAST)).clamp(max=_MOST)
+    return [answer @ ratio for answer in answers]
+
+
+def _estimate(
+    network: AnyDetector, layers: list[_BatchNorm], weighted: Iterable[tuple[Tensor, Tensor]]
+) -> None:
+    """Set the statistics of ``layers`` to the weighted mean over batches of images.
+
+    Within a batch each layer sees what the layers before it make of that batch's own statistics, as
+    in training.
+    """
+    share: Tensor
+    sums = [torch.zeros_like(torch.stack([_of(m.running_mean)] * 2)) for m in layers]
+
+    def measure(layer: nn.Module, given: tuple[Tensor, ...], own: Tensor) -> None:
+        flat = given[0].detach().float().flatten(2)  # (B, C, H * W)
+        each = share.to(flat) / share.sum() / flat.shape[-1]
+        mean = torch.einsum("b,bcl->c", each, flat)
+        variance = torch.einsum("b,bcl->c", each, (flat - mean[:, None]).square())
+        n = flat.shape[0] * flat.shape[-1]
+        _of(cast(_BatchNorm, layer).running_mean).copy_(mean)
+        _of(cast(_BatchNorm, layer).running_var).copy_(variance)
+        own += share.sum().to(own) * torch.stack([mean, variance * n / max(n - 1, 1)])
+
+    hooks = [
+        m.register_forward_pre_hook(lambda layer, x, own=own: measure(layer, x, own))
+        for m, own in zip(layers, sums, strict=True)
+    ]
+    total = 0.0
+    for batch, share in weighted:
+        network(batch)
+        total += float(share.sum())
+    for hook, layer, own in zip(hooks, layers, sums, strict=True):
+        hook.remove()
+        if total:
+            _of(layer.running_mean).copy_(own[0] / total)
+            _of(layer.running_var).copy_(own[1] / total)
 
 
 def _of(statistics: Tensor | None) -> Tensor:

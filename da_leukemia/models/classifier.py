@@ -158,6 +158,7 @@ class CellClassifier(DetectorBase[CellOutputs]):
         attribute_weight: factor of the attribute loss.
         attribute_settings: its loss, and whether the attributes are told the type.
         loss: how labels are learned.
+        balanced: whether training draws every class equally often.
     """
 
     kind = "classifier"
@@ -174,6 +175,7 @@ class CellClassifier(DetectorBase[CellOutputs]):
         attribute_weight: float,
         attribute_settings: Attributes | None = None,
         loss: CellLoss,
+        balanced: bool = False,
     ) -> None:
         nn.Module.__init__(self)  # none of a detector's parts: no pyramid, no boxes to suppress
         self.backbone: Any = backbone
@@ -191,12 +193,19 @@ class CellClassifier(DetectorBase[CellOutputs]):
             else None
         )
         self.cell_loss = loss
+        self.balanced = balanced
         self.counts: Tensor
         self.register_buffer("counts", torch.ones(classes, dtype=torch.int64))
 
     def know(self, counts: Tensor) -> None:
         """Tell it how many cells of each class training holds, ``(C,)``."""
         self.counts.copy_(counts)
+
+    @property
+    def shown(self) -> Tensor:
+        """Share of each class in the pictures that training showed, ``(C,)``."""
+        seen = (self.counts > 0 if self.balanced else self.counts).float()
+        return seen / seen.sum().clamp(min=1)
 
     # --- training and testing ----------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def build_detector(settings: Detector, space: LabelSpace, size: int = 224) -> An
 
 def _build_classifier(settings: Detector, space: LabelSpace, size: int) -> AnyDetector:
     given = dataclasses.asdict(settings.classifier)
-    del given["sampling"]
+    balanced = given.pop("sampling") == "balanced"
     classifier = CellClassifier(
         CellBackbone(settings.backbone, size, settings.pretrained, settings.norm),
         len(space.classes),
@@ -72,6 +72,7 @@ def _build_classifier(settings: Detector, space: LabelSpace, size: int) -> AnyDe
         attribute_weight=settings.attribute_weight,
         attribute_settings=settings.attributes,
         loss=CellLoss(given.pop("loss"), **given),
+        balanced=balanced,
     )
     if settings.init_from:
         load_weights(classifier, Path(settings.init_from))

@@ -15,6 +15,10 @@ class AdaBN:
     Attributes:
         weight: share of the target's statistics in the mixture with the source's; 0 removes it.
         batches: at most so many batches are looked at.
+        rounds: 0 lets all images count alike, as in the paper. More: single cells are weighted so
+            that types come in the shares that training showed, whatever the mix of the target,
+            which the network's own answers tell, so many times over. Norm layers learned with the
+            source's mix, and another one looks to them like another device.
     """
 
     strength: ClassVar[str] = "weight"
@@ -22,6 +26,7 @@ class AdaBN:
 
     weight: float = share(1.0)
     batches: int = number(64, least=1)
+    rounds: int = number(0, least=0)
 
 
 @dataclass
