@@ -3,8 +3,8 @@
 What is timed: the whole `DetectionTask.training_step` (views of both devices, forward, teacher,
 losses), backward, gradient clipping, AdamW step and the moving average, near the end of training,
 when every component takes part. The batch of a preset with a target has as many target images as
-source images, so the student alone sees twice as many: beside the ratio of the step times the ratio
-per image seen by the student is printed.
+source images (or ``--target-images`` of them), so the student alone sees twice as many: beside the
+ratio of the step times the ratio per image seen by the student is printed.
 
 The detector's scores are raised so that it takes most locations for cells: components that look at
 confident detections have their full work. The presets take turns in one process, so that a busy
@@ -56,7 +56,7 @@ class TimedTask(DetectionTask):
         """Leave it."""
 
 
-def make_batch(batch: int, size: int, target: bool, device: torch.device) -> dict[str, Any]:
+def make_batch(batch: int, size: int, target: int, device: torch.device) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     shape = (2, batch, 3, size, size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -66,7 +66,9 @@ def make_batch(batch: int, size: int, target: bool, device: torch.device) -> dic
         "source": LabelledBatch(images[0], fill, index, make_targets(batch, size)).to(device)
     }
     if target:
-        found["target"] = UnlabelledBatch(images[1], fill, index).to(device)
+        found["target"] = UnlabelledBatch(images[1, :target], fill[:target], index[:target]).to(
+            device
+        )
     return found
 
 
@@ -131,6 +133,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--backbone", default="mobilenetv4_conv_small", help="a timm network")
     parser.add_argument("--size", type=int, default=320, help="side of the images")
     parser.add_argument("--batch", type=int, default=8, help="images of each device per step")
+    parser.add_argument(
+        "--target-images", type=float, default=1.0, help="as the setting of a method; default: 1"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each preset")
     parser.add_argument("--warmup", type=int, default=1, help="steps before the clock runs")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -145,7 +150,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     for preset in names:
         method = load_method(preset)
         tasks[preset] = build(method, settings, device)
-        batch = make_batch(given.batch, given.size, needs_target(method), device)
+        share = 1.0 if method.source_free else given.target_images
+        target = max(1, round(share * given.batch)) if needs_target(method) else 0
+        batch = make_batch(given.batch, given.size, target, device)
         if method.source_free:
             del batch["source"]
         steppers[preset] = stepper(tasks[preset], batch, device, given.bf16)
@@ -160,7 +167,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     print(f"{chip}, torch {torch.__version__}, {'bf16' if given.bf16 else 'float32'}")
     print(
-        f"{given.backbone}, {given.batch} images of {given.size} px of each device, "
+        f"{given.backbone}, {given.batch} images of {given.size} px of the source, "
+        f"{given.target_images:g} of the target beside each, "
         f"median of {given.repeats} steps in turns"
     )
     print(f"{'':24}{'ms/step':>9}{'ratio':>8}{'images':>8}{'ratio per image':>17}")

@@ -184,6 +184,26 @@ def test_without_strength_a_preset_is_its_source_only_twin(kind, name, make_job,
         assert same_weights(run(method, target=L_, kind=kind), run(twin, kind=kind))
 
 
+FEWER = [
+    *(
+        ("one_stage", p)
+        for p in ("da_faster", "mmd", "prototypes", "aldi_pp", "mic", "daca", "fda")
+    ),
+    ("faster_rcnn", "adaptive_teacher"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), FEWER)
+def test_a_preset_trains_beside_fewer_images_of_the_target(kind, name, run, make_job):
+    method = eager(name, kind)
+    fewer = dataclasses.replace(method, target_images=0.5)
+    folder = run(fewer, kind=kind)
+    assert all(np.isfinite(float(v)) for row in rows(folder) for v in row.values() if v)
+    assert not same_weights(folder, run(method, kind=kind))
+    twins = {make_job(off(m), detector=KINDS[kind]).hash for m in (method, fewer)}
+    assert len(twins) == 1
+
+
 def test_a_preset_that_cannot_run_on_a_detector_says_so_before_anything_starts(tmp_path):
     cells = {(kind, "adabn_balanced") for kind in KINDS}
     assert set(CASES) - set(RUNNING) == {("faster_rcnn", "harmonious_teacher"), *cells}

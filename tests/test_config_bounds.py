@@ -171,6 +171,22 @@ def test_masking_needs_a_teacher(tmp_path):
         load_experiment(path, [of_components(*components)])
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("target_images: 0", "expected a number above 0 and up to 1, got 0"),
+        ("target_images: 2", "expected a number above 0 and up to 1, got 2"),
+        ("target_images: .5, components: [{name: confmix}]", "expected 1: confmix makes one pict"),
+        ("target_images: .5, source_free: true, components: [{name: mean_teacher, burn_in: 0}]",
+         "a source_free method sees no other images; set trainer.batch_size"),
+    ],
+)  # fmt: skip
+def test_fewer_images_of_the_target_are_refused_where_they_mean_nothing(tmp_path, method, said):
+    (found,) = problems(tmp_path, f"adaptations={{mine: {{{method}}}}}")
+    assert found.startswith("adaptations.mine.target_images: ")
+    assert said in found
+
+
 def test_an_experiment_made_in_python_is_refused_alike():
     made = Experiment(data=Data(domains={"scope": Domain(), "phone": Domain()}))
     made.trainer.learning_rate = math.nan

@@ -355,7 +355,7 @@ def test_the_epoch_in_which_the_steps_end_is_shorter():
 # --- DataModules -------------------------------------------------------------------------------
 
 
-def modules(tmp_path, **parts):
+def modules(tmp_path, *, target_images=1.0, **parts):
     source = FieldIndex("s", tuple(small_data(tmp_path, (1, 2, 3, 1), domain="s")))
     target = FieldIndex("t", tuple(small_data(tmp_path, (2, 2, 2, 2), domain="t")))
     chosen = {"p0": "train", "p1": "train", "p2": "validation", "p3": "test"} | parts
@@ -363,7 +363,7 @@ def modules(tmp_path, **parts):
     settings = {"space": WBC, "how": 32, "trainer": Trainer(batch_size=2, epoch_steps=3)}
     return (
         DomainDataModule(source, split, **settings),
-        AdaptationDataModule(source, target, split, **settings),
+        AdaptationDataModule(source, target, split, target_images=target_images, **settings),
     )
 
 
@@ -388,6 +388,16 @@ def test_the_target_does_not_change_the_order_of_the_source(tmp_path):
     alone = [b.index.tolist() for b in plain.train_dataloader()["source"]]
     beside = [b.index.tolist() for b in adapted.train_dataloader()["source"]]
     assert alone == beside
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 2), (0.5, 1), (0.01, 1)])
+def test_a_step_may_see_fewer_images_of_the_target(tmp_path, share, count):
+    plain, adapted = modules(tmp_path, target_images=share)
+    loaders = adapted.train_dataloader()
+    assert {len(batch.index) for batch in loaders["target"]} == {count}
+    assert len(list(loaders["target"])) == len(list(loaders["source"]))
+    alone = [b.index.tolist() for b in plain.train_dataloader()["source"]]
+    assert [b.index.tolist() for b in loaders["source"]] == alone
 
 
 def test_a_device_without_a_training_field_says_so(tmp_path):

@@ -139,6 +139,8 @@ class Method:
         ema: whether the exponential moving average of the weights is what is tested.
         target_labels: few-shot: this many labelled training fields of the target join the source.
         target_share: share of a training batch that is drawn from them.
+        target_images: images of the target beside each one of the source in a step; 1 is what most
+            papers take, less is cheaper.
         source_free: start from the finished fair source-only run, or `detector.init_from`, and
             learn from the target's images alone.
         continued: start from the same weights, and learn from the source further.
@@ -154,6 +156,7 @@ class Method:
     ema: bool = True
     target_labels: int = number(0, least=0)
     target_share: float = number(0.25, above=0, below=1)
+    target_images: float = number(1.0, above=0, most=1)
     source_free: bool = False
     continued: bool = False
     outside: str = field(default="ignored", metadata={"choices": ("ignored", "background")})

@@ -183,7 +183,18 @@ def check_method(name: str, method: Method) -> list[str]:
         found += list(problems(COMPONENTS[str(kind)], given, f"{where}.")) or _check_component(
             COMPONENTS[str(kind)], given, where
         )
-    return found or _check_masking(name, method)
+    return found or _check_masking(name, method) + _check_target_images(name, method)
+
+
+def _check_target_images(name: str, method: Method) -> list[str]:
+    where = f"adaptations.{name}.target_images"
+    if method.target_images == 1.0:
+        return []
+    if method.source_free:
+        return [f"{where}: a source_free method sees no other images; set trainer.batch_size"]
+    if any(settings["name"] == "confmix" for settings in active_components(method)):
+        return [f"{where}: expected 1: confmix makes one picture of an image of each device"]
+    return []
 
 
 def _check_component(schema: type, given: Mapping[str, Any], where: str) -> list[str]:

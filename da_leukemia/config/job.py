@@ -47,6 +47,8 @@ def _method_identity(settings: Method) -> dict[str, Any]:
             del component["class_weight"]
     if not method["target_labels"]:
         del method["target_labels"], method["target_share"]
+    if settings.target_images == 1.0 or not method["components"]:
+        del method["target_images"]
     if method["outside"] == "ignored":
         del method["outside"]
     if method["patch_mosaics"] == 0.0:

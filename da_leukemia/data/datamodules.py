@@ -107,7 +107,7 @@ class DomainDataModule(L.LightningDataModule):
         return attribute_counts(train.fields, train.space) if len(train) else None
 
     def _train_loader(
-        self, part: FieldDataset, groups: Sequence[range], labelled: bool, stream: int
+        self, part: FieldDataset, groups: Sequence[range], labelled: bool, stream: int, batch: int
     ) -> DataLoader[Any]:
         if not all(groups):
             raise DataError(
@@ -118,7 +118,7 @@ class DomainDataModule(L.LightningDataModule):
         # where Lightning does not call `set_epoch`.
         epoch = _finished_epochs(self.trainer)
         few = labelled and self.has_few
-        counts = shares(self.settings.batch_size, len(groups) - few, few, self.few_share)
+        counts = shares(batch, len(groups) - few, few, self.few_share)
         samplers = [
             EpochSampler(
                 len(group),
@@ -154,7 +154,8 @@ class DomainDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Batches of the source: ``{"source": LabelledBatch}``."""
-        return {"source": self._train_loader(self.parts["train"], self.groups, True, 0)}
+        train, batch = self.parts["train"], self.settings.batch_size
+        return {"source": self._train_loader(train, self.groups, True, 0, batch)}
 
     def evaluation_loader(self, part: str) -> DataLoader[Any]:
         """All fields of a part once, in order, window by window: images without labels."""
@@ -187,21 +188,25 @@ class AdaptationDataModule(DomainDataModule):
         target: FieldIndex,
         split: Split,
         how_target: Preparations | None = None,
+        target_images: float = 1.0,
         **settings: Any,
     ) -> None:
         """Take the target's index and preparation beside the arguments of `DomainDataModule`.
 
-        By default the target's images are prepared as the source's are.
+        By default the target's images are prepared as the source's are. A batch holds
+        ``target_images`` of them for each image of the source, one at least.
         """
         super().__init__(index, split, **settings)
         how = settings["how"] if how_target is None else how_target
         images = list(split.select(target, "train"))
         self.target = FieldDataset(images, settings["space"], how, self.store, self.seed * 2 + 1)
         self.target_domain = target.domain
+        self.target_batch = max(1, round(target_images * self.settings.batch_size))
 
     def train_dataloader(self) -> Mapping[str, DataLoader[Any]]:
         """Batches ``{"source": LabelledBatch, "target": UnlabelledBatch}``."""
         if not len(self.target):
             raise DataError(f"{self.target_domain}: no image to adapt to; see data.split")
-        target = self._train_loader(self.target, [range(len(self.target))], False, 1)
+        whole = [range(len(self.target))]
+        target = self._train_loader(self.target, whole, False, 1, self.target_batch)
         return {**(super().train_dataloader() if self.groups else {}), "target": target}

@@ -100,6 +100,7 @@ def train(
         data = AdaptationDataModule(
             source,
             target=indexes[job.target],
+            target_images=job.method.target_images,
             **common,
         )
     else:

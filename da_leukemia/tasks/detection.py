@@ -40,6 +40,13 @@ class DivergedError(UserError):
     """A loss became infinite or not a number."""
 
 
+def _spread(images: Tensor, count: int) -> Tensor:
+    """Repeat images round and round to ``count`` of them."""
+    return (
+        images if len(images) == count else images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+    )
+
+
 class DetectionTask(L.LightningModule):
     """Trains a detector on a labelled source, with any list of adaptation components.
 
@@ -164,7 +171,7 @@ class DetectionTask(L.LightningModule):
         geometry, images, _ = self._views(source, draw, False, augmentation)
         for component in self._components:
             if weak_target is not None or component.restyles_alone:
-                style = images if weak_target is None else weak_target
+                style = images if weak_target is None else _spread(weak_target, len(images))
                 images = component.restyle(images, style, own)
         targets = warp_targets(source.targets, geometry, size)
         if self.outside_is_ground:
