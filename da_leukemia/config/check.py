@@ -432,6 +432,12 @@ def check_sparse(experiment: Experiment) -> list[str]:
         found.append(
             "data.sparse.area: the axis `sparse` of the experiment sets it, too; use one of them"
         )
+    if experiment.data.split.stratify and min(axis or [settings.area]) < 1:
+        found.append(
+            "data.split.stratify: counts every cell, also those that sparse annotation forgets "
+            f"({'sparse' if axis else 'data.sparse.area'}); set it to false, or annotate whole "
+            "fields"
+        )
     return found
 
 

@@ -91,6 +91,8 @@ def _data_identity(settings: Data, seen: Sequence[str]) -> dict[str, Any]:
     for key in ("root", "cache_dir", "image_cache", "memory_cache_gb", "disk_cache_gb"):
         del data[key]
     del data["split"]["allow_leaks"]
+    if not settings.split.stratify:  # as before there was a choice
+        del data["split"]["stratify"]
     data["calibration"] = _identity_of(settings.calibration)
     if not data["calibration"]:
         del data["calibration"]

@@ -49,6 +49,8 @@ class Split:
     validation: float = number(0.1, 0, below=1)
     seed: int = number(0, least=0)
     allow_leaks: bool = False  # patients or images in two parts are then only a warning
+    # by class, too, where a device's labels are `all`; released: of what is carved for validation
+    stratify: bool = False
 
 
 @dataclass

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from da_leukemia.config import Data, Domain
 from da_leukemia.data.cache import cache_folder, read_cached
-from da_leukemia.data.cells import single_cells
-from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.cells import FORMAT, single_cells
+from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.readers import DomainSource
-from da_leukemia.data.splits import Split, make_split, released_split
+from da_leukemia.data.sparse import learned
+from da_leukemia.data.splits import ClassesOf, Split, make_split, released_split
 from da_leukemia.errors import DataError
 from da_leukemia.labels import get_label_space
 
@@ -45,6 +46,27 @@ def no_images(domain: str) -> str:
     return f"{domain}: no images; is data.domains.{domain}.root right?"
 
 
+def classes_of(data: Data) -> ClassesOf | None:
+    """Return what a stratified split counts of a field; None where a split is not stratified.
+
+    Nothing of devices whose labels are for testing alone: what is learned from them would depend on
+    their labels. Of a single cell its own label counts, not those of its copies; of a field in part
+    annotated, what lies in the part.
+    """
+    if not data.split.stratify:
+        return None
+
+    def classes_of_(field: FieldOfView) -> list[int]:
+        domain = data.domains[field.domain]
+        if domain.labels != "all":
+            return []
+        if domain.format == FORMAT or domain.crop is not None:
+            return [int(k) for k in field.labels[:1]]
+        return [int(k) for k in field.labels[learned(field)]]
+
+    return classes_of_
+
+
 def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
     """Read every device and divide them by patient over all of them at once.
 
@@ -72,9 +94,18 @@ def read_experiment_data(data: Data) -> tuple[dict[str, FieldIndex], Split]:
     values = list(indexes.values())
     settings = data.split
     if settings.kind == "released":
-        split = released_split(values, validation=settings.validation, seed=settings.seed)
+        split = released_split(
+            values,
+            validation=settings.validation,
+            seed=settings.seed,
+            classes_of=classes_of(data),
+        )
     else:
         split = make_split(
-            values, test=settings.test, validation=settings.validation, seed=settings.seed
+            values,
+            test=settings.test,
+            validation=settings.validation,
+            seed=settings.seed,
+            classes_of=classes_of(data),
         )
     return indexes, split

@@ -21,13 +21,19 @@ from da_leukemia.config.checkpoints import origin_of
 from da_leukemia.config.origin import no_file
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.cache import audit_once, cache_folder, read_cached
-from da_leukemia.data.experiment import domain_source, missing_root, no_images, read_experiment_data
+from da_leukemia.data.experiment import (
+    classes_of,
+    domain_source,
+    missing_root,
+    no_images,
+    read_experiment_data,
+)
 from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.integrity import whole
 from da_leukemia.data.readers import read_domain
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.sparse import learned, made_sparse
-from da_leukemia.data.splits import Split, leaks
+from da_leukemia.data.splits import Split, leaks, missing_classes
 from da_leukemia.errors import DataError, UserError, counted
 from da_leukemia.files import write_whole
 from da_leukemia.labels import LABEL_SPACES, get_label_space
@@ -87,6 +93,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
                 problems += _nothing_in_patches(experiment, index, split)
     problems += _too_few(experiment, indexes, split)
     problems += _unseen(experiment, indexes, split)
+    _warn_of_too_few_groups(experiment.data, indexes, split)
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
@@ -214,6 +221,29 @@ def _unseen(experiment: Experiment, indexes: Mapping[str, FieldIndex], split: Sp
                 "named wrong" if single else "missed or named wrong",
             )
     return problems
+
+
+def _warn_of_too_few_groups(data: Data, indexes: Mapping[str, FieldIndex], split: Split) -> None:
+    """Say why types are missing in training or test although the split is by type."""
+    counted_types = classes_of(data)
+    if counted_types is None:
+        return
+    names = get_label_space(data.label_space).classes
+    for name, index in indexes.items():
+        missing = missing_classes(split, index, counted_types)
+        if missing and data.split.kind == "released":
+            why = "the release divides them so, and data.split.stratify carves validation alone"
+        else:
+            why = (
+                "too few groups for data.split.stratify; the cells of a patient, of a field or "
+                "copies of one picture are never divided"
+            )
+        if missing:
+            told = (
+                f"{names[k]} ({counted(groups, 'group')}, none in {' or '.join(parts)})"
+                for k, (parts, groups) in missing.items()
+            )
+            _LOG.warning("%s: %s: %s", name, ", ".join(told), why)
 
 
 def _named(types: Iterable[int], classes: Sequence[str]) -> str:

@@ -9,23 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from da_leukemia.data.balance import FIELDS, Balance, Stratum
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.errors import ConfigError, DataError, did_you_mean
 
 PARTS = ("train", "validation", "test")
 
-_EMPTY = 100.0
-"""Cost of a part that a domain lacks: more than all share errors together."""
-
 _ATTEMPTS = 20
-"""Orders that are tried while a domain lacks a part; with few, shared patients none may do."""
+"""Orders that are tried while a stratum lacks a part; with few, shared patients none may do."""
 
-_SWAPS_UP_TO = 400
-"""Groups up to which pairs are exchanged when single moves leave a domain without a part."""
+ClassesOf = Callable[[FieldOfView], Iterable[int]]
+"""Tells the class of every cell of a field that a stratified split counts."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,12 @@ class Split:
 
 
 def make_split(
-    indexes: Sequence[FieldIndex], *, test: float, validation: float, seed: int
+    indexes: Sequence[FieldIndex],
+    *,
+    test: float,
+    validation: float,
+    seed: int,
+    classes_of: ClassesOf | None = None,
 ) -> Split:
     """Divide all domains at once, keeping every group (patient) in one part.
 
@@ -110,11 +113,15 @@ def make_split(
     nearest to the wanted shares of fields; then groups are moved while that helps. The result
     depends on the data and the seed, not on the order of files or domains.
 
+    With ``classes_of`` every class of a domain gets its shares of cells, too, and a class of three
+    groups or more comes into every part unless the domain's shares would suffer (see `Balance`).
+
     Args:
         indexes: all domains of the experiment.
         test: wanted share of the fields of each domain in test.
         validation: wanted share in validation.
         seed: another seed gives another split.
+        classes_of: what is counted of a field beside itself; below 0 is no class. None: nothing.
 
     Raises:
         ConfigError: the shares are not possible.
@@ -125,115 +132,40 @@ def make_split(
             f"data.split: test={test} and validation={validation} must not be negative and must "
             "leave something to train on (sum below 1)"
         )
-    groups: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    groups: dict[str, dict[Stratum, int]] = defaultdict(lambda: defaultdict(int))
     for index in indexes:
         for f in index.fields:
-            groups[f.group][f.domain] += 1
+            held = groups[f.group]
+            held[f.domain, FIELDS] += 1
+            for k in classes_of(f) if classes_of is not None else ():
+                if k >= 0:
+                    held[f.domain, k] += 1
     if not groups:
         raise DataError("no fields to split: every domain is empty")
     wanted = (1 - test - validation, validation, test)
-    attempts: list[_Balance] = []
+    attempts: list[Balance] = []
     for attempt in range(_ATTEMPTS):
         salt = f"{seed}" if attempt == 0 else f"{seed}/{attempt}"
         order = sorted(groups, key=lambda g: hashlib.sha256(f"{salt}:{g}".encode()).digest())
-        attempts.append(_Balance(groups, wanted))
+        attempts.append(Balance(groups, wanted))
         attempts[-1].deal(order)
-        if attempts[-1].cost(attempts[-1].total) < _EMPTY:
+        if attempts[-1].settled:
             break
-    balance = min(attempts, key=lambda b: b.cost(b.total))
+    balance = min(attempts, key=lambda b: b.cost)
     return Split({g: PARTS[p] for g, p in balance.part.items()})
 
 
-class _Balance:
-    """How far each domain is from its wanted shares, under moves of groups."""
-
-    def __init__(
-        self, groups: Mapping[str, Mapping[str, int]], wanted: tuple[float, float, float]
-    ) -> None:
-        self.groups = groups
-        self.wanted = wanted
-        self.part: dict[str, int] = {}
-        self.fields: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-        self.members: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-        self.total: dict[str, int] = defaultdict(int)
-        self.size: dict[str, int] = defaultdict(int)
-        for domains in groups.values():
-            for domain, count in domains.items():
-                self.total[domain] += count
-                self.size[domain] += 1
-
-    def _needed(self, domain: str) -> list[int]:
-        """Parts that must not be empty, the most needed first when groups are too few."""
-        needed = [p for p in (0, 2, 1) if self.wanted[p] > 0]
-        return needed[: self.size[domain]]
-
-    def cost(self, domains: Iterable[str]) -> float:
-        """Sum over domains of squared share errors; an empty needed part outweighs any of them."""
-        return sum(self._cost_of(d) for d in sorted(domains))
-
-    def _cost_of(self, domain: str) -> float:
-        fields, total = self.fields[domain], self.total[domain]
-        error = sum((fields[p] / total - self.wanted[p]) ** 2 for p in range(3))
-        empty = sum(self.members[domain][p] == 0 for p in self._needed(domain))
-        return error + _EMPTY * empty
-
-    def move(self, group: str, part: int) -> None:
-        """Put a group into a part, taking it out of its present one."""
-        old = self.part.get(group)
-        for domain, count in self.groups[group].items():
-            if old is not None:
-                self.fields[domain][old] -= count
-                self.members[domain][old] -= 1
-            self.fields[domain][part] += count
-            self.members[domain][part] += 1
-        self.part[group] = part
-
-    def place(self, group: str) -> bool:
-        """Move a group to its best part; tell whether that lowered the cost."""
-        domains = self.groups[group]
-        start = self.part.get(group)
-        costs: dict[int, float] = {}
-        for part in range(3):
-            if self.wanted[part] > 0 or part == 0:
-                self.move(group, part)
-                costs[part] = self.cost(domains)
-        best = min(costs, key=lambda p: (costs[p], p != start, p))
-        better = start is None or costs[best] < costs[start] - 1e-12
-        self.move(group, best if better or start is None else start)
-        return better
-
-    def deal(self, order: Sequence[str]) -> None:
-        """Place the groups in order, then move single ones and exchange pairs while it helps."""
-        for group in order:
-            self.place(group)
-        for _ in range(20):
-            moved = sum(self.place(g) for g in order)
-            if not moved and not (len(order) <= _SWAPS_UP_TO and self._exchange(order)):
-                return
-
-    def _exchange(self, order: Sequence[str]) -> bool:
-        for i, a in enumerate(order):
-            for b in order[i + 1 :]:
-                pa, pb = self.part[a], self.part[b]
-                if pa == pb:
-                    continue
-                domains = {*self.groups[a], *self.groups[b]}
-                before = self.cost(domains)
-                self.move(a, pb)
-                self.move(b, pa)
-                if self.cost(domains) < before - 1e-12:
-                    return True
-                self.move(a, pa)
-                self.move(b, pb)
-        return False
-
-
 def released_split(
-    indexes: Sequence[FieldIndex], *, validation: float = 0.1, seed: int = 0
+    indexes: Sequence[FieldIndex],
+    *,
+    validation: float = 0.1,
+    seed: int = 0,
+    classes_of: ClassesOf | None = None,
 ) -> Split:
     """Take train and test as released, and carve validation out of train by patient.
 
-    Between domains this leaks (see `leaks`); it is meant for repeating published numbers.
+    Between domains this leaks (see `leaks`); it is meant for repeating published numbers. What is
+    carved is by class, too, with ``classes_of`` (see `make_split`).
 
     Raises:
         ConfigError: ``validation`` is not in [0, 1).
@@ -251,7 +183,9 @@ def released_split(
     ]
     if not any(len(i) for i in train):
         raise DataError("no field is released as train")
-    carved = make_split(train, test=0.0, validation=validation, seed=seed)
+    carved = make_split(
+        train, test=0.0, validation=validation, seed=seed, classes_of=classes_of
+    )
     parts = {
         f.key: carved.part_of(f) if f.released_split == "train" else f.released_split
         for i in indexes
@@ -291,6 +225,27 @@ def coverage(split: Split, indexes: Sequence[FieldIndex]) -> list[Finding]:
             if index.fields and part not in present and part in split.parts.values():
                 log.add("split_empty_part", f"{index.domain}: no field in {part}")
     return list(log.findings())
+
+
+def missing_classes(
+    split: Split, index: FieldIndex, classes_of: ClassesOf
+) -> dict[int, tuple[tuple[str, ...], int]]:
+    """Return which classes of a domain have no cell to learn or none to test on.
+
+    Returns:
+        Class -> of "train" and "test" what lacks it, and the number of groups that hold it.
+    """
+    seen: dict[int, set[tuple[str, str]]] = defaultdict(set)
+    for f in index.fields:
+        for k in set(classes_of(f)):
+            if k >= 0:
+                seen[k].add((split.part_of(f), f.group))
+    missing = {}
+    for k, found in sorted(seen.items()):
+        there = {part for part, _ in found}
+        if lacking := tuple(p for p in ("train", "test") if p not in there):
+            missing[k] = lacking, len({group for _, group in found})
+    return missing
 
 
 def audit(split: Split, indexes: Sequence[FieldIndex]) -> None:
