@@ -28,7 +28,9 @@ from da_leukemia.config import (
     shipped,
 )
 from da_leukemia.config.files import load_method
+from da_leukemia.data import experiment as experiment_data
 from da_leukemia.data.preflight import preflight
+from da_leukemia.data.splits import Split as Division
 from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation.records import load_records
 from da_leukemia.labels import LINEAGE, MATEK19, MLL23
@@ -175,29 +177,67 @@ def test_a_component_of_weight_zero_is_the_source_only_twin_to_the_last_bit(make
     assert same(run(make(Method()), "a"), run(make(zero, target="phone"), "b"))
 
 
-def test_the_labels_of_the_target_cannot_be_reached(make, run, monkeypatch):
-    method = Method(
-        components=[
-            {"name": "adversarial"},
-            {"name": "mmd", "threshold": 0.05},
-            {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.05},
-        ]
-    )
-    honest = run(make(method, target="phone"), "honest")
-    from da_leukemia.data import experiment
-    from da_leukemia.data.readers import read_domain
+@pytest.fixture
+def shuffle(monkeypatch):
+    """From now on the labels of the phone are others."""
 
-    def shuffled(source, fmt, space, folder):
-        del folder
-        index = read_domain(source, fmt, space)
-        if source.domain == "phone":
-            for f in index:
-                f.labels[:] = (f.labels + 2) % 5
-        return index
+    def shuffle_():
+        from da_leukemia.data.readers import read_domain
 
-    monkeypatch.setattr(experiment, "read_cached", shuffled)
-    assert same(honest, run(make(method, target="phone"), "shuffled"))
-    assert not same(honest, run(make(method, target="phone", seed=1), "seed"))
+        def shuffled(source, fmt, space, folder):
+            del folder
+            index = read_domain(source, fmt, space)
+            if source.domain == "phone":
+                for n, f in enumerate(index):
+                    f.labels[:] = (f.labels + 2 + n % 3) % 5
+            return index
+
+        monkeypatch.setattr(experiment_data, "read_cached", shuffled)
+
+    return shuffle_
+
+
+BLIND = Method(
+    components=[
+        {"name": "adversarial"},
+        {"name": "mmd", "threshold": 0.05},
+        {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.05},
+    ]
+)
+
+
+def test_the_labels_of_the_target_cannot_be_reached(make, run, shuffle):
+    honest = run(make(BLIND, target="phone"), "honest")
+    shuffle()
+    assert same(honest, run(make(BLIND, target="phone"), "shuffled"))
+    assert not same(honest, run(make(BLIND, target="phone", seed=1), "seed"))
+
+
+def stratified(job, labels="all"):
+    job.data.split.stratify = True
+    job.data.domains["phone"].labels = labels
+    return job
+
+
+def test_a_stratified_split_reaches_no_label_that_is_for_testing_alone(make, run, shuffle):
+    honest = run(stratified(make(BLIND, "phone"), "test_only"), "honest")
+    shuffle()
+    again = run(stratified(make(BLIND, "phone"), "test_only"), "shuffled")
+    assert same(honest, again)
+    assert (honest / "split.json").read_bytes() == (again / "split.json").read_bytes()
+
+
+def test_labels_of_a_target_that_may_be_learned_divide_it_and_teach_nothing(
+    make, run, shuffle, monkeypatch
+):
+    """What a stratified split counts of a device is which image lies in which part, no more."""
+    honest = run(stratified(make(BLIND, "phone")), "honest")
+    split = Division.from_json((honest / "split.json").read_text())
+    shuffle()
+    divided = run(stratified(make(BLIND, "phone")), "divided")
+    assert (divided / "split.json").read_bytes() != (honest / "split.json").read_bytes()
+    monkeypatch.setattr(experiment_data, "make_split", lambda *_, **__: split)
+    assert same(honest, run(stratified(make(BLIND, "phone")), "held"))
 
 
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(make, run, monkeypatch):

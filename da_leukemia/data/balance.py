@@ -27,17 +27,17 @@ _EMPTY = 100.0
 _ABSENT = 0.02
 """Cost of a part that a class lacks: as much as a domain whose parts are off by eight points each.
 
-More makes shares poor where few patients hold several rare classes: 48 drawn patients on six devices
-with 84 classes in all were off by up to 0.05 (mean of three draws) and lacked 6 classes in train or
-test, 19 without strata; with 0.1 it was 0.12 and 4, with 0.003 0.02 and 7.
+More makes shares poor where few patients hold several rare classes. Of 48 drawn patients on six
+devices with 84 classes in all, shares were off by up to 0.05 (mean of three draws) and 6 classes
+absent in train or test, 19 without strata; with 0.1 it was 0.12 and 4, with 0.003 0.02 and 7.
 """
 
 _LESS = 1e-12
 """By how much a cost must fall: less is rounding."""
 
 _FEW = 400
-"""Groups up to which pairs are exchanged when moves of single ones do not help any more, and another
-order is worth its time for a class that lacks a part: of many groups none is so large."""
+"""Groups up to which pairs are exchanged when moves of single ones do not help any more, and up to
+which another order is worth its time for a class that lacks a part."""
 
 
 class Balance:
@@ -60,9 +60,7 @@ class Balance:
         strata = sorted({s for held in groups.values() for s in held})
         place = {s: i for i, s in enumerate(strata)}
         self.wanted = wanted
-        self.groups = {
-            g: [(place[s], held[s]) for s in sorted(held)] for g, held in groups.items()
-        }
+        self.groups = {g: [(place[s], held[s]) for s in sorted(held)] for g, held in groups.items()}
         self.part: dict[str, int] = {}
         self.counts = [[0, 0, 0] for _ in strata]
         self.members = [[0, 0, 0] for _ in strata]

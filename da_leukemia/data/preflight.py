@@ -235,8 +235,8 @@ def _warn_of_too_few_groups(data: Data, indexes: Mapping[str, FieldIndex], split
             why = "the release divides them so, and data.split.stratify carves validation alone"
         else:
             why = (
-                "too few groups for data.split.stratify; the cells of a patient, of a field or "
-                "copies of one picture are never divided"
+                "too few or too large groups for data.split.stratify; cells of a patient, a field "
+                "or copies of one picture are never divided"
             )
         if missing:
             told = (

@@ -183,9 +183,7 @@ def released_split(
     ]
     if not any(len(i) for i in train):
         raise DataError("no field is released as train")
-    carved = make_split(
-        train, test=0.0, validation=validation, seed=seed, classes_of=classes_of
-    )
+    carved = make_split(train, test=0.0, validation=validation, seed=seed, classes_of=classes_of)
     parts = {
         f.key: carved.part_of(f) if f.released_split == "train" else f.released_split
         for i in indexes
