@@ -24,6 +24,7 @@ from da_leukemia.config import (
     Trainer,
     complete,
 )
+from da_leukemia.data import splits
 from da_leukemia.data.experiment import classes_of
 from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.preflight import preflight
@@ -155,6 +156,18 @@ def test_many_rare_classes_do_not_cost_a_device_its_shares(seed):
         sum(len(missing_classes(s, index, cells)) for index in devices) for s in (split, by_chance)
     )
     assert ours < theirs
+
+
+def test_other_orders_are_tried_where_one_leaves_a_class_out(monkeypatch):
+    devices = [films(f"d{i}", range(14), 220 + i, kinds=6) for i in range(3)]
+
+    def missing():
+        split = make_split(devices, **SHARES, seed=0, classes_of=cells)
+        return sum(len(missing_classes(split, index, cells)) for index in devices)
+
+    assert missing() == 0
+    monkeypatch.setattr(splits, "_ATTEMPTS", 1)
+    assert missing() > 0
 
 
 def test_the_order_of_files_and_devices_does_not_matter_to_strata():
