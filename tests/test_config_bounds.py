@@ -187,6 +187,24 @@ def test_fewer_images_of_the_target_are_refused_where_they_mean_nothing(tmp_path
     assert said in found
 
 
+def test_consistency_needs_a_discriminator_of_whole_images(tmp_path):
+    lone = "{name: instance_adversarial, consistency: 0.1}"
+    useless = ["{name: adversarial, weight: 0}", "{name: adversarial, centre_aware: true}"]
+    for others in ([], *([other] for other in useless)):
+        (found,) = problems(tmp_path, of_components("{name: adabn}", lone, *others))
+        assert found.startswith(
+            "adaptations.mine.components[1].consistency: instance_adversarial compares"
+        )
+        assert "add {name: adversarial}" in found
+    path = tmp_path / "trial.yaml"
+    for components in (
+        [lone, "{name: adversarial}"],
+        ["{name: instance_adversarial}"],
+        ["{name: instance_adversarial, weight: 0, consistency: 0.1}"],
+    ):
+        load_experiment(path, [of_components(*components)])
+
+
 def test_an_experiment_made_in_python_is_refused_alike():
     made = Experiment(data=Data(domains={"scope": Domain(), "phone": Domain()}))
     made.trainer.learning_rate = math.nan

@@ -183,7 +183,10 @@ def check_method(name: str, method: Method) -> list[str]:
         found += list(problems(COMPONENTS[str(kind)], given, f"{where}.")) or _check_component(
             COMPONENTS[str(kind)], given, where
         )
-    return found or _check_masking(name, method) + _check_target_images(name, method)
+    if found:
+        return found
+    checks = (_check_masking, _check_consistency, _check_target_images)
+    return [problem for check in checks for problem in check(name, method)]
 
 
 def _check_target_images(name: str, method: Method) -> list[str]:
@@ -227,6 +230,21 @@ def _check_masking(name: str, method: Method) -> list[str]:
     return [
         f"adaptations.{name}: masking hides parts of what a teacher's student sees; put "
         f"{' or '.join(_TEACHERS)} beside it"
+    ]
+
+
+def _check_consistency(name: str, method: Method) -> list[str]:
+    """Return where cells are to agree with a discriminator of whole images that is not there."""
+    if any(c["name"] == "adversarial" and not c["centre_aware"] for c in active_components(method)):
+        return []
+    return [
+        f"adaptations.{name}.components[{position}].consistency: instance_adversarial compares "
+        "cells with the discriminator of their image, of which there is none; add {name: "
+        "adversarial} (weight above 0, not centre_aware) to the components, or set consistency: 0"
+        for position, given in enumerate(method.components)
+        if given["name"] == "instance_adversarial"
+        and given.get("consistency", 0) > 0
+        and given.get("weight", 1) > 0
     ]
 
 
