@@ -95,6 +95,25 @@ def test_boxes_in_pixels_are_counted_and_tell_no_order(tmp_path):
     assert "patch_order" not in kinds(index)
 
 
+@pytest.mark.parametrize("order", ["auto", "x1x2y1y2"])
+def test_a_patch_in_shares_of_the_image_is_said_and_left_out(tmp_path, order):
+    shares = (0.25, 0.3, 0.9, 1.0)
+    put(tmp_path, "1_1_1_400_ALL", row(patch=shares), row(0, (0.6, 0.6), patch=shares))
+    index = read(tmp_path, patch_order=order)
+    (finding,) = (f for f in index.findings if f.severity == "error")
+    assert (finding.kind, finding.count, len(index)) == ("patch_units", 2, 0)
+    assert "shares of the image (0 to 1); pixels expected" in finding.message
+    assert finding.examples[0].endswith(
+        "train/1_1_1_400_ALL.txt: line 1: columns 6 to 9: 0.25, 0.3, 0.9, 1 in 64 x 48"
+    )
+    assert "box_outside_patch" not in kinds(index)
+    # One such file among sound ones neither hides nor decides how the others are read.
+    put(tmp_path, "2_1_1_400_ALL", row(patch=(16, 60, 12, 40)))
+    index = read(tmp_path)
+    assert [f.annotated_regions for f in index] == [((16, 12, 60, 40),)]
+    assert "x1x2y1y2 fits 1 of 1 row" in told(index)
+
+
 def test_patch_columns_of_test_images_mean_nothing(tmp_path):
     put(tmp_path, "1_1_1_400_ALL", row(patch=(9, 9, 1, 1)), row(patch=(0, 0, 0, 0)), part="test")
     put(tmp_path, "2_1_1_400_ALL", part="test")

@@ -56,6 +56,11 @@ KINDS: dict[str, tuple[str, str]] = {
         "the annotated patch is empty or outside its image, so nobody knows which part of the "
         "image is annotated; the field is left out with its boxes",
     ),
+    "patch_units": (
+        "error",
+        "the annotated patch looks like shares of the image (0 to 1); pixels expected: multiply its "
+        "four columns by the width and height of the image. The field is left out with its boxes",
+    ),
     "several_patches": (
         "error",
         "one label file names several annotated patches; the one of most rows is used",

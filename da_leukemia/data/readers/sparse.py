@@ -47,6 +47,8 @@ _LABEL_FOLDERS = ("labels", "txt_labels/AttriDet", "txt_labels")
 _COLUMNS = (15, 16)
 _TOLERANCE = 1.0
 """Pixels by which a centre may leave its patch: coordinates are rounded to 1/1000 of 640."""
+_SHARES = 2.0
+"""Numbers up to this are shares of an image, some of which pass its edge; no patch is that small."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ def _order(
     total = 0
     for file in files:
         for _, values in file.rows:
-            if max(values[1:5]) > 2:  # no shares of the image: such a box is left out
-                continue
+            if max(values[1:5]) > _SHARES or _in_shares(values, file.size):
+                continue  # boxes in pixels, patches in shares: reported and left out
             total += 1
             for name, columns in ORDERS.items():
                 x1, y1, x2, y2 = (values[5 + c] for c in columns)
@@ -194,6 +196,11 @@ def _order(
     return ORDERS[best]
 
 
+def _in_shares(values: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a row's patch is written in shares of the image instead of pixels."""
+    return 0 < max(values[5:9]) <= _SHARES < min(size)
+
+
 def _holds(region: Region, values: Sequence[float], size: tuple[int, int]) -> bool:
     x, y = values[1] * size[0], values[2] * size[1]
     x1, y1, x2, y2 = region
@@ -208,7 +215,13 @@ def _region(file: _File, order: tuple[int, ...], shown: str, log: FindingLog) ->
         return None
     if len(patches) > 1:
         log.add("several_patches", f"{shown}: {len(patches)} patches")
-    x1, y1, x2, y2 = patches.most_common(1)[0][0]
+    x1, y1, x2, y2 = chosen = patches.most_common(1)[0][0]
+    for where, values in file.rows:
+        if tuple(values[5 + c] for c in order) == chosen and _in_shares(values, file.size):
+            written = ", ".join(f"{v:g}" for v in values[5:9])
+            place = f"{where}: columns 6 to 9: {written} in {file.size[0]} x {file.size[1]}"
+            log.add("patch_units", place, len(file.rows))
+            return None
     cut = (max(x1, 0.0), max(y1, 0.0), min(x2, float(file.size[0])), min(y2, float(file.size[1])))
     if cut[2] <= cut[0] or cut[3] <= cut[1]:
         place = f"{shown}: {x1:g}, {y1:g}, {x2:g}, {y2:g} in {file.size[0]} x {file.size[1]}"
