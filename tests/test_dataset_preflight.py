@@ -304,7 +304,7 @@ def test_a_device_that_cannot_be_read_at_all_does_not_hide_the_faults_of_the_oth
     lab, phone, scope = caught.value.problems
     assert "lab/annotations.json: line 1" in lab
     assert "phone: no annotations.json" in phone
-    assert "scope/1.png: the file is empty" in scope
+    assert "scope/1.png: holds 0 bytes" in scope
 
 
 @pytest.mark.parametrize(("space", "lost"), [("lineage", True), ("wbc", False)])

@@ -99,7 +99,7 @@ def test_the_content_decides_not_the_suffix(tmp_path):
     path.write_bytes(b"a film")
     assert look(path).fault == "no image format is recognised"
     path.write_bytes(b"")
-    assert look(path).fault == "the file is empty"
+    assert look(path).fault == "holds 0 bytes"
     assert look(tmp_path / "none.png").fault
 
 

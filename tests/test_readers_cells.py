@@ -39,7 +39,10 @@ def test_mll23_has_each_folder_inside_one_of_its_name(tmp_path):
     index = read(tmp_path, MLL23)
     assert named(index, MLL23) == {str(n): name for n, name in enumerate(MLL23.classes)}
     assert index.fields[0].labelled_classes == tuple(range(18))
-    assert kinds(index) == {"junk_file": 3, "no_patient": 18}
+    assert kinds(index) == {"unreadable_image": 1, "junk_file": 2, "no_patient": 18}
+    (finding,) = (f for f in index.findings if f.severity == "error")
+    assert finding.examples == ("basophil/basophil/empty.tif: holds 0 bytes",)
+    assert "copy it again from its source, or remove it" in finding.message
     field = index.fields[0]
     assert (field.width, field.height) == (288, 288)
     assert field.boxes.tolist() == [[0, 0, 288, 288]]

@@ -39,7 +39,7 @@ def test_an_image_that_cannot_be_read_is_an_error(tmp_path):
     index = read(tmp_path)
     assert len(index) == 1
     assert [(f.kind, f.examples) for f in index.findings if f.severity == "error"] == [
-        ("unreadable_image", ("b.png",))
+        ("unreadable_image", ("b.png: holds 0 bytes",))
     ]
 
 

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from da_leukemia.data.fields import FieldOfView
+from da_leukemia.data.readers.boxes import EMPTY
 from da_leukemia.data.readers.findings import FindingLog
 
 _THREADS = 8
@@ -50,7 +51,7 @@ def look(path: Path) -> Outside:
         with path.open("rb") as file:
             length = os.fstat(file.fileno()).st_size
             if not length:
-                return Outside(fault="the file is empty")
+                return Outside(fault=EMPTY)
             with Image.open(file) as image:
                 # Pillow decodes a whole PNG to look for a mark that nearly none has.
                 marked = image.format != "PNG" or "exif" in image.info

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView
-from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays, header_size
+from da_leukemia.data.readers.boxes import MISSING, RawBox, arrays, header_size, unreadable
 from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
@@ -168,7 +168,7 @@ def bare_fields(images: Iterable[Path], folder: Path, log: FindingLog) -> Iterat
     for image in images:
         shown, size = image.relative_to(folder).as_posix(), header_size(image)
         if size is None:
-            log.add("unreadable_image", shown)
+            log.add("unreadable_image", unreadable(image, shown))
         else:
             yield RawField(image, shown, size)
 

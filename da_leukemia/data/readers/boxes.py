@@ -16,6 +16,9 @@ from da_leukemia.labels import Attribute, LabelSpace, is_cell, normalise
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
+EMPTY = "holds 0 bytes"
+"""What is wrong with an image file of which only the name was copied."""
+
 _ROUNDING = 0.01
 """Pixels by which a box may pass the edge through float arithmetic alone."""
 
@@ -161,6 +164,12 @@ def other_scales(annotations: Iterable[Mapping[str, object]], space: LabelSpace)
         for column, names in foreign.items()
         if names.total() > 0.1 * (names.total() + known[column])
     }
+
+
+def unreadable(path: Path, shown: str) -> str:
+    """Return the example of an `unreadable_image`, which says where the file holds nothing."""
+    empty = path.is_file() and not path.stat().st_size
+    return f"{shown}: {EMPTY}" if empty else shown
 
 
 def header_size(path: Path) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from da_leukemia.data.fields import FieldIndex, FieldOfView, IntArray
-from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, MISSING, header_size
+from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, MISSING, header_size, unreadable
 from da_leukemia.data.readers.cellattributes import attribute_tables
 from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.findings import FindingLog
@@ -104,7 +104,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
     for cell, size, label in zip(known, sizes, labels, strict=True):
         shown = cell.path.relative_to(folder).as_posix()
         if size is None:
-            log.add("unreadable_image", shown)
+            log.add("unreadable_image", unreadable(cell.path, shown))
             continue
         row = tables.pop(cell.path.name.lower(), None)
         match = pattern.search(cell.path.name) if pattern is not None else None
@@ -254,8 +254,6 @@ def _walk(folder: Path, kind: str, part: str, log: FindingLog) -> Iterator[_Cell
         elif path.suffix.lower() not in IMAGE_SUFFIXES:
             if kind:  # tables and remarks beside the folders are no junk
                 log.add("junk_file", f"{kind}/{path.name}")
-        elif not path.stat().st_size:
-            log.add("junk_file", f"{kind}/{path.name}: empty")
         else:
             yield _Cell(path, kind, part)
 

@@ -17,7 +17,8 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "unreadable_image": (
         "error",
-        "the image cannot be opened or is truncated; copy it again from its source",
+        "the image cannot be opened, is truncated or holds 0 bytes; copy it again from its source, or "
+        "remove it with its labels",
     ),
     "unreadable_label_file": (
         "error",
@@ -58,8 +59,8 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "patch_units": (
         "error",
-        "the annotated patch looks like shares of the image (0 to 1); pixels expected: multiply its "
-        "four columns by the width and height of the image. The field is left out with its boxes",
+        "the annotated patch looks like shares of the image (0 to 1); pixels expected: multiply "
+        "its four columns by the width and height of the image. The field is left out with its boxes",
     ),
     "several_patches": (
         "error",
@@ -220,7 +221,7 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "junk_file": (
         "warning",
-        "a file beside the cells is no image (hidden, empty or of another kind) and is skipped",
+        "a file beside the cells is no image (hidden or of another kind) and is skipped",
     ),
     "open_set_cell": (
         "warning",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import Fields, RawField, note_unreadable
-from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, RawBox, header_size
+from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, RawBox, header_size, unreadable
 from da_leukemia.data.readers.classes import ClassNames
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.leukemiaattri_labels import (
@@ -147,7 +147,7 @@ def _resolve(
         for found in images.values():
             size = header_size(found)
             if size is None:
-                log.add("unreadable_image", f"{split}/{found.name}")
+                log.add("unreadable_image", unreadable(found, f"{split}/{found.name}"))
             else:
                 yield found, size, []
         return
@@ -170,7 +170,7 @@ def _resolve(
         used.add(path)
         size = labels.size(name) or header_size(path)
         if size is None:
-            log.add("unreadable_image", f"{split}/{path.name}")
+            log.add("unreadable_image", unreadable(path, f"{split}/{path.name}"))
             continue
         rows: list[RawBox] | None = None
         try:

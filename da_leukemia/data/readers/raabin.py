@@ -15,7 +15,7 @@ from typing import Any
 from da_leukemia.calibration.record import NAME as CALIBRATION
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, unread_noted
-from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, header_size
+from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES, header_size, unreadable
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import Ambiguous, number, parse_number, read_json
 from da_leukemia.data.readers.source import DomainSource
@@ -89,7 +89,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         used.add(image)
         size = header_size(image)
         if size is None:
-            log.add("unreadable_image", image.relative_to(folder).as_posix())
+            log.add("unreadable_image", unreadable(image, image.relative_to(folder).as_posix()))
             continue
         above = path.relative_to(folder).parts[:-1]
         item = RawField(

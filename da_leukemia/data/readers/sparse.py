@@ -19,7 +19,7 @@ from pathlib import Path
 
 from da_leukemia.data.fields import FieldIndex, Region
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, note_unreadable
-from da_leukemia.data.readers.boxes import header_size, shares_to_box
+from da_leukemia.data.readers.boxes import header_size, shares_to_box, unreadable
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import number_rows
 from da_leukemia.data.readers.leukemiaattri import parse_name
@@ -48,7 +48,7 @@ _COLUMNS = (15, 16)
 _TOLERANCE = 1.0
 """Pixels by which a centre may leave its patch: coordinates are rounded to 1/1000 of 640."""
 _SHARES = 2.0
-"""Numbers up to this are shares of an image, some of which pass its edge; no patch is that small."""
+"""Numbers up to this are shares of an image, which may pass its edge; no patch is so small."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _files(pairs: Sequence[Pairing], folder: Path, log: FindingLog) -> list[_Fil
         for image, path in pair.matched(folder, log):
             size = header_size(image)
             if size is None:
-                log.add("unreadable_image", image.relative_to(folder).as_posix())
+                log.add("unreadable_image", unreadable(image, image.relative_to(folder).as_posix()))
                 continue
             shown = path.relative_to(folder).as_posix()
             rows: list[tuple[str, list[float]]] = []

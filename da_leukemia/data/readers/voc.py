@@ -29,7 +29,7 @@ from da_leukemia.data.readers.assemble import (
     bare_fields,
     note_unreadable,
 )
-from da_leukemia.data.readers.boxes import header_size
+from da_leukemia.data.readers.boxes import header_size, unreadable
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import LARGEST, parse_number, read_text
 from da_leukemia.data.readers.source import DomainSource
@@ -135,7 +135,7 @@ def read_fields(
         else:
             size = _size(content, image, shown, log)
             if size is None:
-                log.add("unreadable_image", image.relative_to(folder).as_posix())
+                log.add("unreadable_image", unreadable(image, image.relative_to(folder).as_posix()))
                 broken.add(image)
                 continue
             split = released_split(part, parts)

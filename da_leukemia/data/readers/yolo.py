@@ -15,7 +15,7 @@ import yaml
 
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.readers.assemble import RawCell, RawField, assemble, unread_noted
-from da_leukemia.data.readers.boxes import header_size, shares_to_box
+from da_leukemia.data.readers.boxes import header_size, shares_to_box, unreadable
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.labelfile import number_rows, parse_number, read_text
 from da_leukemia.data.readers.source import DomainSource
@@ -83,7 +83,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             shown = image.relative_to(folder).as_posix()
             size = header_size(image)
             if size is None:
-                log.add("unreadable_image", shown)
+                log.add("unreadable_image", unreadable(image, shown))
                 continue
             item = RawField(image, shown, size, split=split)
             if label_file is not None:
