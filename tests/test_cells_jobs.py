@@ -428,6 +428,27 @@ def test_a_class_that_is_tested_and_absent_from_training_is_warned_of(devices, t
     assert f"{said} wrong" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("conflicts", "said"),
+    [("soft", "all of them alike"), ("own", "the one of its own folder"), ("skip", "nothing")],
+)
+def test_cells_in_folders_of_different_types_are_said_once(tmp_path, caplog, conflicts, said):
+    for n, name in enumerate("ab"):
+        root = five_types(tmp_path / "data" / name, cells=6, seed=500 * n)
+        for k in range(2):
+            content = (root / "basophil" / f"ba_{k}.png").read_bytes()
+            (root / "monocyte" / f"border{k}.png").write_bytes(content)
+    data = domains(format="cells")
+    data.root, data.cache_dir, data.image_size = str(tmp_path / "data"), str(tmp_path / "c"), 32
+    detector = Detector(kind="classifier", classifier=Classifier(conflicts=conflicts))
+    experiment = Experiment(data=data, detector=detector)
+    complete(experiment)
+    preflight(experiment)
+    (line,) = (r.getMessage() for r in caplog.records if "different types" in r.getMessage())
+    assert line.startswith("4 cell pictures in folders of different types, such as a: basophil/ba_")
+    assert f"teaches {said} (detector.classifier.conflicts: {conflicts})" in line
+
+
 def test_settings_of_the_classifier_decide_its_job_and_no_detectors(make):
     base = make(Method())
     other = make(Method(), classifier={"smoothing": 0.1})

@@ -43,6 +43,9 @@ _LOG = logging.getLogger(__name__)
 _SHOWN = 10
 """Leaks that a warning lists; the error lists all."""
 
+_CONFLICTS = {"soft": "all of them alike", "own": "the one of its own folder", "skip": "nothing"}
+"""`Classifier.conflicts` -> what a cell with several types teaches."""
+
 
 def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     """Read the labels of every device and refuse what would fail or corrupt a result later.
@@ -99,6 +102,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
         raise DataError(problems)
     _warn_of_constant_attributes(experiment, indexes, split)
     _warn_of_unlearning(experiment, indexes, split)
+    _warn_of_conflicts(experiment, indexes)
     if experiment.folder.is_dir():
         path = experiment.folder / "split.json"
         try:
@@ -159,6 +163,28 @@ def _warn_of_unlearning(
                 ", ".join(risky),
                 types,
             )
+
+
+def _warn_of_conflicts(experiment: Experiment, indexes: Mapping[str, FieldIndex]) -> None:
+    """Say once how single cells are treated that lie in folders of different types."""
+    found = [
+        (name, finding)
+        for name, index in indexes.items()
+        for finding in index.findings
+        if finding.kind == "cell_in_several_folders"
+    ]
+    if not found:
+        return
+    kinds = {d.classifier.conflicts: None for d in chosen_detectors(experiment).values()}
+    name, first = found[0]
+    _LOG.warning(
+        "%s in folders of different types, such as %s: %s; a copy teaches %s, and counts at test "
+        "as the type of its own folder; `data check` shows more",
+        counted(sum(finding.count for _, finding in found), "cell picture"),
+        name,
+        first.examples[0],
+        ", ".join(f"{_CONFLICTS[kind]} (detector.classifier.conflicts: {kind})" for kind in kinds),
+    )
 
 
 def _forgets(method: Method) -> bool:

@@ -17,8 +17,8 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "unreadable_image": (
         "error",
-        "the image cannot be opened, is truncated or holds 0 bytes; copy it again from its source, or "
-        "remove it with its labels",
+        "the image cannot be opened, is truncated or holds 0 bytes; copy it again from its source, "
+        "or remove it with its labels",
     ),
     "unreadable_label_file": (
         "error",
@@ -60,7 +60,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "patch_units": (
         "error",
         "the annotated patch looks like shares of the image (0 to 1); pixels expected: multiply "
-        "its four columns by the width and height of the image. The field is left out with its boxes",
+        "its columns by the width and height of the image. The field is left out with its boxes",
     ),
     "several_patches": (
         "error",
