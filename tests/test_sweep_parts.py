@@ -8,9 +8,10 @@ import shlex
 import subprocess
 
 import pytest
-from test_sweep_plan import experiment, result
+from test_sweep_plan import DANN, FAIR, experiment, result
 
 from da_leukemia import cli
+from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Trainer, save_experiment
 from da_leukemia.errors import UserError
 from da_leukemia.sweep import conduct, emit, ledger, settled
@@ -19,6 +20,8 @@ from da_leukemia.sweep.ledger import State
 from da_leukemia.sweep.parts import named, shard
 from da_leukemia.sweep.plan import make_plan, unique
 from da_leukemia.sweep.status import survey
+
+ALONE = Method("weak")
 
 
 def done(made, job) -> None:
@@ -138,12 +141,50 @@ def test_changed_settings_under_an_old_name_stop_and_name_what_changed(tmp_path)
     assert (made.folder / "plan.json").read_bytes() == before
     changed.changed_settings = "accept"
     settled.check(changed, entries(changed))
-    settled.keep_old_plan(changed, entries(changed))
+    left = settled.keep_old_plan(changed, entries(changed))
+    assert left.startswith(
+        "1 finished job of the plan before left the matrix (fair: scope, seed 0)"
+    )
     assert json.loads((made.folder / "plan.1.json").read_text()) == json.loads(before)
 
 
+@pytest.mark.parametrize(("before", "now"), [(DANN, ALONE), (ALONE, DANN)])
+def test_a_method_that_is_adapted_no_longer_or_now_does_not_leave_the_matrix_unsaid(
+    tmp_path, before, now
+):
+    made, changed = (
+        experiment(tmp_path, seeds=[0, 1], adaptations={"dann": m, "fair": FAIR})
+        for m in (before, now)
+    )
+    ledger.write_plan(made, entries(made))
+    lost = [job for job in make_plan(made) if job.method_name == "dann"]
+    settled.check(changed, entries(changed))  # nothing is done yet, nothing can be lost
+    for job in make_plan(made):
+        done(made, job)
+    first = f"(dann: scope{' -> cheap' if lost[0].target else ''}, seed 0; "
+    with pytest.raises(UserError) as refused:
+        settled.check(changed, entries(changed))
+    said = str(refused.value)
+    assert f": {len(lost)} finished jobs were trained with other settings" in said
+    assert first in said
+    assert "  adaptations.dann.components: " in said
+    changed.changed_settings = "accept"
+    settled.check(changed, entries(changed))
+    left = settled.keep_old_plan(changed, entries(changed))
+    assert left.startswith(f"{len(lost)} finished jobs of the plan before left the matrix {first}")
+    assert left.endswith(
+        f"nothing is deleted: they stay in {made.folder / 'jobs'}, listed in plan.1.json"
+    )
+    ledger.write_plan(changed, entries(changed))
+    assert settled.keep_old_plan(changed, entries(changed)) == "", "it is said once"
+
+
 @pytest.mark.parametrize(
-    "settings", [{"seeds": [0, 1]}, {"methods": ["fair"]}, {"tests": ["scope"]}, {"processes": 7}]
+    "settings",
+    [
+        *({"seeds": [0, 1]}, {"methods": ["fair"]}, {"tests": ["scope"]}, {"processes": 7}),
+        *({"methods": ["dann"]}, {"sources": ["scope"]}, {"targets": ["phone"]}),
+    ],
 )
 def test_a_plan_that_grows_or_shrinks_is_no_changed_setting(tmp_path, settings):
     made = experiment(tmp_path)

@@ -89,7 +89,8 @@ def _run_what_is_left(
     """Run the jobs that are not done; return all jobs, and the last lines of those that failed."""
     entries, standings = survey(experiment)
     jobs = unique(job for job, _ in entries)
-    settled.keep_old_plan(experiment, entries)
+    if left := settled.keep_old_plan(experiment, entries):
+        print(left, file=sys.stderr)
     ledger.write_plan(experiment, entries)
     if part is not None:
         jobs = part(jobs)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from da_leukemia import __version__
 from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError, counted
-from da_leukemia.sweep import ledger
+from da_leukemia.sweep import ledger, partial
+from da_leukemia.sweep.matrix import Run
 
 LISTED = 5
-"""Differences that are named."""
+"""Differences, and jobs, that are named."""
+
+_Entry = Mapping[str, Any]
+"""What a plan says of a job, see `ledger.entry`."""
 
 _NO_RESULT = (
     *("executor", "slurm", "ray", "processes", "runs_dir", "name"),
@@ -28,8 +32,9 @@ _NO_RESULT = (
 def check(experiment: Experiment, entries: Sequence[tuple[Job, str]]) -> None:
     """Compare a plan with the one that its folder was made with; change nothing.
 
-    Finished jobs that would leave the matrix because another job takes their place in it are a
-    reason to stop. A plan that grows or shrinks is not.
+    Finished jobs that would leave the matrix because another job takes their place in it, or
+    because their method has another form (adapted or source-only), are a reason to stop. A plan
+    that grows or shrinks is not.
 
     Args:
         experiment: complete.
@@ -55,47 +60,79 @@ def check(experiment: Experiment, entries: Sequence[tuple[Job, str]]) -> None:
             f"{path}: written in format {version}, da_leukemia {__version__} writes format "
             f"{ledger.PLAN_VERSION}. Go on with the version that wrote it, or use another name="
         )
-    lost = [old for old in replaced if _is_done(experiment, old)]
+    lost = _finished(experiment, replaced)
     if lost and experiment.changed_settings != "accept":
         changed = list(_changes(then, asdict(experiment)))
         if len(changed) > LISTED:
             changed[LISTED:] = [f"... and {len(changed) - LISTED} more"]
-        verb = "was" if len(lost) == 1 else "were"
+        verb = "was" if len({old["job"] for old in lost}) == 1 else "were"
         raise UserError(
-            f"{experiment.folder}: {counted(len(lost), 'finished job')} {verb} trained with other "
-            "settings and would leave the matrix:\n"
+            f"{experiment.folder}: {_count(lost)} {verb} trained with other settings and "
+            f"would leave the matrix ({_named(lost)}):\n"
             + "\n".join(f"  {change}" for change in changed or ["(the meaning of a setting)"])
             + "\nGive these settings name=SOMETHING_NEW, or set changed_settings=accept; the "
             "finished jobs stay in the folder either way"
         )
 
 
-def keep_old_plan(experiment: Experiment, entries: Sequence[tuple[Job, str]]) -> None:
-    """Leave a plan of which entries were replaced as ``plan.1.json``, ``plan.2.json``, ..."""
+def keep_old_plan(experiment: Experiment, entries: Sequence[tuple[Job, str]]) -> str:
+    """Leave a plan of which entries were replaced as ``plan.1.json``, ``plan.2.json``, ...
+
+    Returns:
+        Which finished jobs are no longer part of the plan, for people; empty where none is.
+    """
     path = experiment.folder / "plan.json"
     if not path.is_file():
-        return
+        return ""
     before = json.loads(path.read_text(encoding="utf-8"))
-    if any(True for _ in _replaced(before["entries"], entries)):
-        number = 1 + sum(1 for _ in experiment.folder.glob("plan.*.json"))
-        ledger.write_json(experiment.folder / f"plan.{number}.json", before)
+    replaced = list(_replaced(before["entries"], entries))
+    if not replaced:
+        return ""
+    name = f"plan.{1 + sum(1 for _ in experiment.folder.glob('plan.*.json'))}.json"
+    ledger.write_json(experiment.folder / name, before)
+    lost = _finished(experiment, replaced)
+    if not lost:
+        return ""
+    return (
+        f"{_count(lost)} of the plan before left the matrix ({_named(lost)}); nothing is deleted: "
+        f"they stay in {experiment.folder / 'jobs'}, listed in {name}"
+    )
 
 
 def _replaced(
     before: Sequence[Mapping[str, Any]], entries: Sequence[tuple[Job, str]]
-) -> Iterator[str]:
-    """Yield the hashes of which another job has the place now."""
+) -> Iterator[_Entry]:
+    """Yield the entries of which another job has the place now, or a method of another form."""
     now = {(j.method_name, j.source, j.target, j.seed): h for j, h in entries}
     planned = set(now.values())
+    forms = {(j.method_name, j.source, j.seed, j.target is None) for j, _ in entries}
     for entry in before:
-        place = (entry["method"], entry["source"], entry["target"], entry["seed"])
-        if now.get(place, entry["job"]) != entry["job"] and entry["job"] not in planned:
-            yield entry["job"]
+        method, source, target, seed = (entry[k] for k in ("method", "source", "target", "seed"))
+        same, other = ((method, source, seed, (target is None) is own) for own in (True, False))
+        gone = now.get((method, source, target, seed), entry["job"]) != entry["job"]
+        if (gone or (other in forms and same not in forms)) and entry["job"] not in planned:
+            yield entry
 
 
-def _is_done(experiment: Experiment, job_hash: str) -> bool:
-    result, _ = ledger.read_result(ledger.job_folder(experiment.folder, job_hash), job_hash, ())
-    return result is not None
+def _finished(experiment: Experiment, entries: Iterable[_Entry]) -> list[_Entry]:
+    """Return the entries of which there is a result."""
+
+    def result(job_hash: str) -> dict[str, Any] | None:
+        folder = ledger.job_folder(experiment.folder, job_hash)
+        return ledger.read_result(folder, job_hash, (), partial.brief)[0]
+
+    return [entry for entry in entries if result(entry["job"]) is not None]
+
+
+def _count(entries: Iterable[_Entry]) -> str:
+    return counted(len({entry["job"] for entry in entries}), "finished job")
+
+
+def _named(entries: Sequence[_Entry]) -> str:
+    """Return some of the entries by name, and how many more there are."""
+    runs = [Run(e["method"], e["source"], e["target"] or "", e["seed"]) for e in entries[:LISTED]]
+    more = [f"and {len(entries) - LISTED} more"] if len(entries) > LISTED else []
+    return "; ".join([*map(str, runs), *more])
 
 
 def _changes(before: Any, now: Any, at: str = "") -> Iterator[str]:
