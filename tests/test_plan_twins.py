@@ -89,6 +89,8 @@ def test_a_twin_sees_its_sparse_source_as_the_method_does(own):
     made = experiment(
         methods=["both"], adaptations={"both": both}, sources=["scope"], targets=["phone"]
     )
+    for name in ("scope", "phone"):
+        made.data.domains[name].format = "sparse"
     jobs = {label(job): job for job in make_plan(made)}
     for name in ("fair_source_only:both scope s0", "fair_source_only:both phone s0"):
         assert jobs[name].method == Method(**own)

@@ -19,6 +19,7 @@ from da_leukemia.config import (
     Sparse,
     TwoStage,
     load_experiment,
+    load_method,
     save_job,
     shipped,
 )
@@ -26,14 +27,14 @@ from da_leukemia.data.fields import FieldIndex
 from da_leukemia.data.images import Memory
 from da_leukemia.data.preflight import preflight
 from da_leukemia.data.sparse import centred_in, patches
-from da_leukemia.errors import ConfigError
+from da_leukemia.errors import ConfigError, UserError
 from da_leukemia.evaluation import fit_lookup
 from da_leukemia.evaluation.records import load_records
 from da_leukemia.simulate import simulate
-from da_leukemia.sweep import worker
+from da_leukemia.sweep import ledger, settled, worker
 from da_leukemia.sweep.facts import Facts, read_facts
 from da_leukemia.sweep.names import area_of, full_name, reference_of
-from da_leukemia.sweep.plan import label, make_plan, unique
+from da_leukemia.sweep.plan import label, make_plan, reduced, source_model, unique
 from da_leukemia.sweep.prediction import Fields
 
 AREA = Sparse(area=0.4)
@@ -220,7 +221,8 @@ def test_the_axis_multiplies_every_method_and_says_the_area():
     )
     made.twins = ["fair"]
     jobs = make_plan(made)
-    assert len(unique(jobs)) == len(jobs) == 3 * 2 * (2 + 2 + 2)
+    # On whole fields the naive arm is source-only: one training, two rows.
+    assert (len(jobs), len(unique(jobs))) == (3 * 2 * (2 + 2 + 2), 3 * 2 * (2 + 2 + 2) - 2 * 2)
     names = {j.method_name for j in jobs}
     assert {
         "sparse_naive~5%",
@@ -233,6 +235,72 @@ def test_the_axis_multiplies_every_method_and_says_the_area():
     assert area_of("mean_teacher~12.5%+scale") == 0.125
     assert area_of("mean_teacher+scale") == 1
     assert full_name("fda", area=1.0) == "fda"
+
+
+ARMS = ("fair_source_only", "sparse_naive", "sparse_pseudo", "sparse_recommended")
+
+
+def test_on_whole_fields_the_arms_for_sparse_ones_are_source_only_to_the_last_bit(make_job, run):
+    """As they are written: nothing but what they do makes them one."""
+    faint = {"sparse_teacher": {"threshold": 0.011}, "sparse_similarity": {"low": 0.011}}
+    folders = []
+    for arm in ARMS:
+        method = load_method(arm)
+        method.components = [{**c, **faint[c["name"]], **AT_ONCE} for c in method.components]
+        job = make_job(method, target=None, tests=[H], trainer={"steps": 2})
+        folders.append(run(job))
+        assert reduced(job).hash == folders[0].name
+    assert len({folder.name for folder in folders}) == len(ARMS)
+    for folder in folders[1:]:
+        assert same_weights(folders[0], folder)
+        assert worker.read_result(folder)["tests"] == worker.read_result(folders[0])["tests"]
+
+
+def test_arms_for_sparse_fields_are_one_training_on_whole_ones_alone():
+    made = experiment(methods=[*ARMS, "sla_det_paper"], sources=["scope"], sparse=[0.2, 1.0])
+    jobs = make_plan(made)
+    hashes = {job.method_name: job.hash for job in jobs}
+    assert len({hashes[f"{arm}~20%"] for arm in ARMS}) == len(ARMS)
+    assert len({hashes[arm] for arm in ARMS}) == 1
+    assert hashes["sla_det_paper"] != hashes[ARMS[0]], "it sees whole fields without augmentation"
+    assert len(unique(jobs)) == len(ARMS) + 1 + 2
+    # Crops of patches alone do nothing there; what else a method does counts.
+    for component, same in (({"name": "patch_crops"}, True), ({"name": "mixstyle"}, False)):
+        made.adaptations["mine"] = Method(components=[component], patch_mosaics=0.5)
+        made.methods = ["fair_source_only", "mine"]
+        hashes = {job.method_name: job.hash for job in make_plan(made)}
+        assert (hashes["mine"] == hashes["fair_source_only"]) is same
+    # A data set that was annotated in patches is not whole at any area.
+    made.data.domains["scope"].format, made.methods = "sparse", list(ARMS)
+    assert len({j.hash for j in make_plan(made) if j.data.sparse.whole}) == len(ARMS)
+
+
+def test_few_labelled_fields_of_a_target_annotated_in_patches_are_not_whole():
+    few = {"few": Method(outside="background", target_labels=2)}
+    made = experiment(methods=["few"], adaptations=few, sources=["scope"], targets=["phone"])
+    adapted = [j for j in make_plan(made) if j.target]
+    assert {j.method.outside for j in adapted} == {"ignored"}
+    made.data.domains["phone"].format = "sparse"
+    (job,) = (j for j in make_plan(made) if j.target)
+    assert job.method.outside == "background"
+    assert source_model(job).hash in {j.hash for j in make_plan(made)}
+
+
+def test_a_sweep_that_trained_the_arms_apart_goes_on(tmp_path):
+    made = experiment(methods=list(ARMS), sources=["scope"], runs_dir=str(tmp_path))
+    now = [(job, job.hash) for job in make_plan(made)]
+    apart = [dataclasses.replace(job, method=load_method(job.method_name)) for job, _ in now]
+    before = [(job, job.hash) for job in apart]
+    assert len({h for _, h in before}) == len(ARMS)
+    ledger.write_plan(made, before)
+    for job, job_hash in before:
+        result = {"job": job_hash, "tests": {}, "config": dataclasses.asdict(job)}
+        ledger.write_json(ledger.job_folder(made.folder, job_hash) / "result.json", result)
+    settled.check(made, now)
+    assert settled.keep_old_plan(made, now) == ""
+    made.trainer.steps += 1
+    with pytest.raises(UserError, match="finished jobs were trained with other settings"):
+        settled.check(made, [(job, job.hash) for job in make_plan(made)])
 
 
 def test_a_method_is_measured_against_the_same_area():

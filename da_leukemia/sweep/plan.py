@@ -87,7 +87,30 @@ def source_model(job: Job) -> Job:
     detector = detector_of(job.method_name).removeprefix(DETECTOR_MARK)
     name = full_name(FAIR, job.data.calibration.used, detector, job.data.sparse.area)
     method = _without_target(job.method)
-    return dataclasses.replace(job, method=method, method_name=name, target=None)
+    return reduced(dataclasses.replace(job, method=method, method_name=name, target=None))
+
+
+_OF_PATCHES = ("patch_crops", "sparse_teacher", "sparse_similarity")
+"""Components that do nothing where fields are annotated whole, see `adaptation.sparse`."""
+
+
+def reduced(job: Job) -> Job:
+    """Return a job without what its method does with patches, where all its fields are whole.
+
+    Such methods, of which nothing else differs, are one training then, to the last bit.
+    """
+    method, domains = job.method, job.data.domains
+    labelled = [*job.seen, *([job.target] if job.target and method.target_labels else [])]
+    whole = job.data.sparse.whole and all(domains[d].format != "sparse" for d in labelled)
+    if job.checkpoint is not None or not whole:
+        return job
+    acts = [  # `plain_after` changes how whole fields are seen
+        c for c in method.components if c["name"] not in _OF_PATCHES or c.get("plain_after")
+    ]
+    if acts == method.components and method.outside == "ignored" and not method.patch_mosaics:
+        return job
+    plain = dataclasses.replace(method, outside="ignored", patch_mosaics=0.0, components=acts)
+    return dataclasses.replace(job, method=plain)
 
 
 def trains(job: Job) -> bool:
@@ -108,8 +131,9 @@ def make_plan(experiment: Experiment) -> list[Job]:
     A method without a component that looks at a target is one job for each source and seed; any
     other method is one job for each target besides its source, and all of that once for each value
     of ``experiment.calibration``, ``.sparse`` and ``.detectors``. Each job is tested on all
-    ``experiment.tests``. Two methods with the same content give two entries with one hash (see
-    `unique`): one training, two rows.
+    ``experiment.tests``. Two methods with the same content, or that differ in nothing that acts on
+    these fields (see `reduced`), give two entries with one hash (see `unique`): one training, two
+    rows.
 
     Adapted methods bring the ``experiment.twins`` they are compared with: ``fair`` is the same
     recipe without the target, ``oracle`` that recipe trained on the tested targets themselves,
@@ -252,7 +276,7 @@ def _job(
     data: Data,
     detector: str,
 ) -> Job:
-    return Job(
+    job = Job(
         method_name=full_name(name, data.calibration.used, detector, data.sparse.area),
         method=method,
         source=source,
@@ -269,6 +293,7 @@ def _job(
         sweep=experiment.name,
         checkpoint=experiment.checkpoints.get(source),
     )
+    return reduced(job)
 
 
 def unique(jobs: Iterable[Job]) -> dict[str, Job]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from da_leukemia import __version__
-from da_leukemia.config import Experiment, Job
-from da_leukemia.errors import UserError, counted
-from da_leukemia.sweep import ledger, partial
+from da_leukemia.config import Experiment, Job, job_of
+from da_leukemia.errors import ConfigError, UserError, counted
+from da_leukemia.sweep import ledger
 from da_leukemia.sweep.matrix import Run
+from da_leukemia.sweep.plan import reduced
 
 LISTED = 5
 """Differences, and jobs, that are named."""
@@ -60,7 +62,7 @@ def check(experiment: Experiment, entries: Sequence[tuple[Job, str]]) -> None:
             f"{path}: written in format {version}, da_leukemia {__version__} writes format "
             f"{ledger.PLAN_VERSION}. Go on with the version that wrote it, or use another name="
         )
-    lost = _finished(experiment, replaced)
+    lost = _lost(experiment, replaced, entries)
     if lost and experiment.changed_settings != "accept":
         changed = list(_changes(then, asdict(experiment)))
         if len(changed) > LISTED:
@@ -90,7 +92,7 @@ def keep_old_plan(experiment: Experiment, entries: Sequence[tuple[Job, str]]) ->
         return ""
     name = f"plan.{1 + sum(1 for _ in experiment.folder.glob('plan.*.json'))}.json"
     ledger.write_json(experiment.folder / name, before)
-    lost = _finished(experiment, replaced)
+    lost = _lost(experiment, replaced, entries)
     if not lost:
         return ""
     return (
@@ -114,14 +116,22 @@ def _replaced(
             yield entry
 
 
-def _finished(experiment: Experiment, entries: Iterable[_Entry]) -> list[_Entry]:
-    """Return the entries of which there is a result."""
-
-    def result(job_hash: str) -> dict[str, Any] | None:
-        folder = ledger.job_folder(experiment.folder, job_hash)
-        return ledger.read_result(folder, job_hash, (), partial.brief)[0]
-
-    return [entry for entry in entries if result(entry["job"]) is not None]
+def _lost(
+    experiment: Experiment, replaced: Iterable[_Entry], entries: Sequence[tuple[Job, str]]
+) -> list[_Entry]:
+    """Return the replaced entries that have a result, and not of a training that is planned."""
+    planned = {job_hash for _, job_hash in entries}
+    found = []
+    for entry in replaced:
+        folder = ledger.job_folder(experiment.folder, entry["job"])
+        result, _ = ledger.read_result(folder, entry["job"], ())
+        if result is None:
+            continue
+        with contextlib.suppress(ConfigError, KeyError):  # of another version: it is another one
+            if reduced(job_of(result["config"], str(folder))).hash in planned:
+                continue
+        found.append(entry)
+    return found
 
 
 def _count(entries: Iterable[_Entry]) -> str:
