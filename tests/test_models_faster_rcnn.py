@@ -14,7 +14,8 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from da_leukemia.config import Detector, TwoStage
-from da_leukemia.config.check import check_detector, ranges
+from da_leukemia.config.check import ranges
+from da_leukemia.config.together import check_detector
 from da_leukemia.data.batches import Targets
 from da_leukemia.labels import LEUKEMIAATTRI
 from da_leukemia.models.base import Detections

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config.check import check_calibration, check_fit, check_method, check_numbers
+from da_leukemia.config.check import check_fit, check_method
 from da_leukemia.config.check import problems as problems_of
 from da_leukemia.config.checkpoints import check_checkpoints, check_methods, spelt_out
 from da_leukemia.config.job import Job
@@ -29,6 +29,7 @@ from da_leukemia.config.schema import (
     chosen_detectors,
     devices_of,
 )
+from da_leukemia.config.together import check_calibration, check_numbers
 from da_leukemia.errors import ConfigError, did_you_mean
 
 _GROUPS = ("trainer", "detector", "data", "augmentation")
