@@ -1,10 +1,13 @@
-"""The errors a user can act on, and words that messages share."""
+"""The errors a user can act on, exit codes, and words that messages share."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it."""
 
 
 class UserError(Exception):

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from da_leukemia.config import Data, Experiment, Job, active_components, chosen_detectors, complete
-from da_leukemia.errors import UserError, counted
+from da_leukemia.errors import INTERRUPTED, UserError, counted
 from da_leukemia.sweep import ledger, local, settled
 from da_leukemia.sweep.attempt import WORKER, Busy, insist
 from da_leukemia.sweep.executors import Executor, choose
@@ -28,9 +28,6 @@ from da_leukemia.sweep.server import call, start_server
 from da_leukemia.sweep.status import failures_text, survey
 
 _LOG = logging.getLogger(__name__)
-
-INTERRUPTED = 130
-
 
 Choice = Callable[[Mapping[str, Job]], dict[str, Job]]
 """Takes a plan's trainings by hash and returns those to run, see `parts`."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from da_leukemia.config import Experiment
+from da_leukemia.errors import INTERRUPTED
 from da_leukemia.sweep.index import Index
 from da_leukemia.sweep.ledger import Standing, State
 from da_leukemia.sweep.plan import label, make_plan, unique
@@ -154,7 +155,7 @@ def watch(experiment: Experiment, again: str, stream: TextIO | None = None) -> i
             time.sleep(EVERY)
     except KeyboardInterrupt:
         print(f"\nto go on: {again}", file=out)
-        return 130
+        return INTERRUPTED
 
 
 def _cut(lines: Sequence[str], columns: int) -> list[str]:

@@ -1,0 +1,194 @@
+"""Commands on one job: train it, test it again, run it again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from da_leukemia.cli.parser import load, takes_experiment
+from da_leukemia.errors import INTERRUPTED, UserError
+
+if TYPE_CHECKING:
+    from da_leukemia.cli.parser import Commands
+    from da_leukemia.config import Experiment, Job
+
+_CHOICES = {"source": "sources", "target": "targets", "method": "methods", "seed": "seeds"}
+"""Settings of `train` that choose a job -> the experiment's list that they narrow."""
+
+
+def add_commands(commands: Commands) -> None:
+    """Add ``train``, ``evaluate`` and ``reproduce``."""
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_reproduce(commands)
+
+
+def _add_train(commands: Commands) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train and test one job of an experiment, here",
+        description="Train and test one job of an experiment in this process. source=, target=, "
+        "method= and seed= choose it; the folder is the same as in the sweep.",
+    )
+    takes_experiment(train, _train)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    evaluate = commands.add_parser("evaluate", help="test a trained job again")
+    evaluate.add_argument("folder", type=Path, help="a job's folder, runs/NAME/jobs/HASH")
+    evaluate.add_argument(
+        "--domain", action="append", default=[], metavar="NAME", help="device; may be repeated"
+    )
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+    evaluate.add_argument(
+        "--detections",
+        type=Path,
+        metavar="FILE",
+        help="write every detection with its attributes, .csv, or .json with a summary per slide",
+    )
+    evaluate.add_argument(
+        "--min-score",
+        type=float,
+        default=None,
+        metavar="SCORE",
+        help="detections below are not written and not counted (0.3; of single cells 0: each has "
+        "an answer)",
+    )
+    evaluate.set_defaults(command=_evaluate, parser=evaluate)
+
+
+def _add_reproduce(commands: Commands) -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="run a finished job again and compare its metrics",
+        description="Run the job of a result.json again in a fresh folder. Exit code 0: every "
+        "metric is the same; 1: they differ, and how is listed.",
+    )
+    reproduce.add_argument("result", type=Path, help="a job's result.json, or its folder")
+    reproduce.add_argument("--out", type=Path, metavar="FOLDER", help="where to run; must be empty")
+    reproduce.set_defaults(command=_reproduce, parser=reproduce)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.conduct import run_one
+    from da_leukemia.sweep.ledger import job_folder
+
+    chosen: dict[str, str] = {}
+    settings = []
+    for text in arguments.settings:
+        key, _, value = text.partition("=")
+        if key in _CHOICES:
+            chosen[key] = value
+        else:
+            settings.append(text)
+    narrowed = [f"{_CHOICES[key]}=[{value}]" for key, value in chosen.items() if value]
+    experiment = load(arguments.experiment, [*settings, *narrowed])
+    job = _choose(experiment, chosen)
+    folder = job_folder(experiment.folder, job.hash)
+    print(f"{folder}", file=sys.stderr)
+    try:
+        result = run_one(experiment, job)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    print(_scores({name: test["metrics"] for name, test in result["tests"].items()}))
+    return 0
+
+
+def _choose(experiment: Experiment, chosen: dict[str, str]) -> Job:
+    from da_leukemia.sweep.plan import label, make_plan
+
+    jobs = make_plan(experiment)
+    if "target" in chosen:
+        fitting = [job for job in jobs if (job.target or "") == chosen["target"]]
+        if not fitting:
+            raise UserError(
+                f"target={chosen['target']}: {', '.join(experiment.methods)} does not fit it; "
+                "source-only methods take no target, all others need one"
+            )
+        jobs = fitting
+    if len(jobs) > 1:
+        listed = "\n".join(f"  {label(job)}" for job in jobs)
+        raise UserError(
+            f"choose one job with source=, target=, method= and seed=; these fit:\n{listed}"
+        )
+    return jobs[0]
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    folder: Path = arguments.folder
+    if not (folder / "config.yaml").is_file():
+        jobs = sorted(path.parent.name for path in folder.glob("jobs/*/config.yaml"))
+        raise UserError(
+            f"{folder}: no job's folder (there is no config.yaml in it)"
+            + (f"; it has {len(jobs)} in {folder / 'jobs'}: {', '.join(jobs[:6])}" if jobs else "")
+        )
+    least: float | None = arguments.min_score
+    if least is not None and not 0 <= least <= 1:
+        raise UserError(f"--min-score: expected a score from 0 to 1, got {least}")
+    if arguments.detections is not None:
+        from da_leukemia.tasks.export import check_name
+
+        check_name(arguments.detections)
+    from da_leukemia.sweep.worker import examine_job
+
+    tested = examine_job(folder, arguments.domain)
+    if arguments.detections is not None:
+        from da_leukemia.config import load_job
+        from da_leukemia.evaluation.slides import counted_from
+        from da_leukemia.labels import get_label_space
+        from da_leukemia.tasks.export import write_detections
+
+        job = load_job(folder / "config.yaml")
+        space = get_label_space(job.data.label_space)
+        if least is None:
+            least = counted_from(job.detector.kind == "classifier")
+        found = {device: (t.records, t.fields) for device, t in tested.items()}
+        write_detections(arguments.detections, found, space, least)
+        print(f"written: {arguments.detections}", file=sys.stderr)
+        for device, (records, _) in found.items():
+            surest = max((float(r.scores.max(initial=0.0)) for r in records), default=0.0)
+            if surest < least:
+                print(
+                    f"{device}: nothing was found with a score of {least} or more; "
+                    f"the surest find has {surest:.3f} (see --min-score)",
+                    file=sys.stderr,
+                )
+    metrics = {device: t.metrics for device, t in tested.items()}
+    print(json.dumps(metrics, indent=1) if arguments.json else _scores(metrics))
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from da_leukemia.sweep.conduct import reproduce
+
+    return reproduce(arguments.result, arguments.out)
+
+
+def _scores(tests: dict[str, dict[str, Any]]) -> str:
+    """Return the single numbers as a table: a line for each, a column for each device."""
+    names = list(
+        dict.fromkeys(
+            name
+            for metrics in tests.values()
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        )
+    )
+    width = max(map(len, names), default=0)
+    widths = [max(len(domain), 7) for domain in tests]
+    lines = ["  ".join([" " * width, *(d.rjust(w) for d, w in zip(tests, widths, strict=True))])]
+    for name in names:
+        cells = [_number(metrics.get(name)) for metrics in tests.values()]
+        cells = [cell.rjust(w) for cell, w in zip(cells, widths, strict=True)]
+        lines.append("  ".join([name.ljust(width), *cells]))
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value) if isinstance(value, int) else "-"
