@@ -34,9 +34,9 @@ from da_leukemia.errors import ConfigError, DataError
 from da_leukemia.report import gather, write_report
 from da_leukemia.report.samples import choose, first_sample
 from da_leukemia.sweep import ledger, prediction, worker
+from da_leukemia.sweep.build import build_matrix
 from da_leukemia.sweep.card import model_card
 from da_leukemia.sweep.facts import Facts, read_facts
-from da_leukemia.sweep.matrix import build_matrix
 from da_leukemia.sweep.plan import label, make_plan, trains
 from da_leukemia.sweep.prediction import Fields, predict_unlabelled
 

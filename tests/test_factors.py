@@ -21,7 +21,7 @@ from da_leukemia.report.factors import (
 )
 from da_leukemia.report.intervals import Bootstrap, Difference
 from da_leukemia.simulate import FACTORS, device_of, mixed
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.results import Result
 
 H, L = "H_100X_C2", "L_100X_C1"
 ONE = {f: mixed(H, [f], L) for f in FACTORS}

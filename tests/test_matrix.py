@@ -15,7 +15,10 @@ from da_leukemia.report.contents import as_results
 from da_leukemia.report.gains import gains
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.intervals import Bootstrap
-from da_leukemia.sweep.matrix import COLUMNS, FAIR, Result, build_matrix, read_csv, write_csv
+from da_leukemia.sweep.build import build_matrix
+from da_leukemia.sweep.matrix import COLUMNS, read_csv, write_csv
+from da_leukemia.sweep.names import FAIR
+from da_leukemia.sweep.results import Result
 
 
 @pytest.fixture(scope="module")

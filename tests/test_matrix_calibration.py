@@ -13,9 +13,10 @@ from da_leukemia.report.headlines import headlines, loss_sentence
 from da_leukemia.report.html import page
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import caption
-from da_leukemia.sweep.matrix import Result, build_matrix
+from da_leukemia.sweep.build import build_matrix
 from da_leukemia.sweep.names import calibration_of, full_name
 from da_leukemia.sweep.plan import make_plan, unique
+from da_leukemia.sweep.results import Result
 
 
 def experiment(**settings):

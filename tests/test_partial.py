@@ -8,9 +8,9 @@ import math
 import pytest
 from test_matrix_support import DEVICES, make_sweep
 
+from da_leukemia.config import METRICS
 from da_leukemia.report import write_report
 from da_leukemia.sweep import ledger
-from da_leukemia.sweep.matrix import METRICS
 from da_leukemia.sweep.partial import brief, lean
 from da_leukemia.sweep.plan import make_plan
 

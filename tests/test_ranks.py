@@ -10,7 +10,8 @@ from test_matrix_support import make_sweep
 from da_leukemia.evaluation.ranks import Ranking, critical_difference, rank_methods
 from da_leukemia.report.contents import as_results
 from da_leukemia.report.ranks import ranks_of, svg
-from da_leukemia.sweep.matrix import Matrix, Row, build_matrix
+from da_leukemia.sweep.build import build_matrix
+from da_leukemia.sweep.matrix import Matrix, Row
 
 
 def ranking(ranks, distance):

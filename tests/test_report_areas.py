@@ -9,10 +9,11 @@ from test_matrix_calibration import experiment, result
 from da_leukemia.report import write_report
 from da_leukemia.report.areas import areas_markdown, areas_section, curves
 from da_leukemia.report.contents import gather
+from da_leukemia.sweep.build import build_matrix
 from da_leukemia.sweep.ledger import job_folder
-from da_leukemia.sweep.matrix import Result, build_matrix
 from da_leukemia.sweep.names import without_area
 from da_leukemia.sweep.plan import make_plan
+from da_leukemia.sweep.results import Result
 
 AREAS = [0.05, 0.2, 1.0]
 

@@ -13,8 +13,8 @@ from da_leukemia.evaluation import FieldRecord
 from da_leukemia.evaluation.label_free import SCORERS
 from da_leukemia.evaluation.pseudo import pseudo_label_quality
 from da_leukemia.report import write_report
-from da_leukemia.sweep.matrix import Result
 from da_leukemia.sweep.plan import make_plan
+from da_leukemia.sweep.results import Result
 from da_leukemia.sweep.selection import (
     CONSENSUS,
     LAST,

@@ -21,7 +21,8 @@ from da_leukemia.report.ranks import write_ranks
 from da_leukemia.report.selection import selection_markdown, write_selection
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import markdown, missing_sentence, render_text
-from da_leukemia.sweep.matrix import Result, write_csv
+from da_leukemia.sweep.matrix import write_csv
+from da_leukemia.sweep.results import Result
 
 __all__ = [
     "Contents",

@@ -11,7 +11,7 @@ from da_leukemia.evaluation.as_released import MAX_DETECTIONS, NMS_IOU, SCORE_TH
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.markup import escape, table
 from da_leukemia.report.tables import DASH, score
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.results import Result
 
 VIEWS = (
     ("true_boxes", "strict, on true boxes"),

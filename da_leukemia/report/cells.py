@@ -16,7 +16,7 @@ from da_leukemia.report.moved import Moved, crop, moved
 from da_leukemia.report.samples import MIN_SCORE, portrait
 from da_leukemia.report.tables import score
 from da_leukemia.sweep.ledger import RESULT, job_folder
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.results import Result
 
 PICTURES = 6
 """Crops of moved cells that are drawn for one cell of the matrix, and no more than

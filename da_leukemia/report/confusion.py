@@ -17,7 +17,8 @@ from da_leukemia.report.contents import Contents
 from da_leukemia.report.depth import by_place, runs_of
 from da_leukemia.report.figures import COLOURS, colour
 from da_leukemia.report.markup import escape
-from da_leukemia.sweep.matrix import Result, Row
+from da_leukemia.sweep.matrix import Row
+from da_leukemia.sweep.results import Result
 
 PLACE = ("method", "source", "target", "test", "seeds")
 FILES = ("confusion.csv", "abstention.csv", "confusion.png", "abstention.png")

@@ -17,10 +17,12 @@ from da_leukemia.report.gap import GapTable, gap_closed
 from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.report.ranks import Ranks, ranks_of
+from da_leukemia.sweep.build import build_matrix
 from da_leukemia.sweep.ledger import job_folder, read_failure
-from da_leukemia.sweep.matrix import Matrix, Result, Run, build_matrix
+from da_leukemia.sweep.matrix import Matrix
 from da_leukemia.sweep.names import FAIR, LONGER, longer_of
 from da_leukemia.sweep.plan import make_plan, starts_trained
+from da_leukemia.sweep.results import Result, Run
 
 MOST = 6
 """Methods that are drawn: a page or a picture of thirty matrices is read by nobody."""

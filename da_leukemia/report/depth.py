@@ -9,7 +9,8 @@ from functools import partial
 from da_leukemia.report.gap import GapTable
 from da_leukemia.report.headlines import reference_method
 from da_leukemia.report.intervals import Bootstrap, Bounds, labelled_in
-from da_leukemia.sweep.matrix import Matrix, Result, Row
+from da_leukemia.sweep.matrix import Matrix, Row
+from da_leukemia.sweep.results import Result
 
 MOST_CELLS = 60
 """Cells that are opened whole. Of more: those of the reference and the best method before others,

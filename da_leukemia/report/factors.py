@@ -19,7 +19,7 @@ from da_leukemia.report.headlines import metric_name
 from da_leukemia.report.intervals import Bootstrap, Bounds, Difference, table_of
 from da_leukemia.report.markup import escape, table
 from da_leukemia.simulate.domains import FACTORS, DomainName, parse_domain
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.results import Result
 
 ALONE, LAST, ALL = "alone", "last", "all"
 """The factor is the only one that changed; all others had changed before it; all at once."""

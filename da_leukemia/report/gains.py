@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from da_leukemia.config import devices_of
 from da_leukemia.report.gap import Gain, Pair
 from da_leukemia.report.intervals import Bootstrap, Bounds, Difference, scored, table_of
-from da_leukemia.sweep.matrix import Result, Run
 from da_leukemia.sweep.names import calibration_of, longer_of, reference_of, uncalibrated
+from da_leukemia.sweep.results import Result, Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ from typing import Any
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.markup import breakable, escape, table
 from da_leukemia.report.tables import DASH, percent
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.results import Result
 
 Curve = list[tuple[int, float]]
 """(step, value), by rising step."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from da_leukemia.labels import LABEL_SPACES
-from da_leukemia.sweep.matrix import HEADLINES, Result
+from da_leukemia.sweep.matrix import HEADLINES
+from da_leukemia.sweep.results import Result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,7 @@ from da_leukemia.report.samples import (
     portrait,
     samples_of,
 )
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.results import Result
 
 
 def samples_section(contents: Contents) -> str:

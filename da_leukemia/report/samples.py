@@ -15,7 +15,7 @@ from da_leukemia.config import devices_of
 from da_leukemia.evaluation.slides import COUNTED_SCORE, counted_from
 from da_leukemia.report.figures import colour
 from da_leukemia.report.headlines import reference_method
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.results import Result
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ from da_leukemia.report.contents import Contents
 from da_leukemia.report.markup import breakable, escape, table
 from da_leukemia.report.samples import choose
 from da_leukemia.report.tables import DASH
-from da_leukemia.sweep.matrix import Result
+from da_leukemia.sweep.results import Result
 
 Summed = dict[str, list[dict[str, Any]]]
 """Device -> runs, each with what it is called and its ``slides`` (see `summarise`)."""

@@ -1,85 +1,25 @@
-"""The cross-device matrix: a pure function of the result files, and what may be read from it.
+"""The cross-device matrix and what may be read from it; its CSV file.
 
-A row is a mean over seeds of one score of one (method, source, target, test). `view` arranges rows
-as "trained on" x "tested on"; `gap_closed` compares adapted runs with their twins and refuses
-where a comparison would not be fair. Nothing here trains, and nothing imports torch.
+A row is a mean over seeds of one score of one (method, source, target, test). `Matrix.view`
+arranges rows as "trained on" x "tested on". `build.build_matrix` makes a matrix from results.
 """
 
 from __future__ import annotations
 
 import csv
-import math
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from da_leukemia.config import METRICS, devices_of
 from da_leukemia.errors import UserError
-from da_leukemia.sweep import partial
-from da_leukemia.sweep.names import FAIR, PLAIN, area_of, calibration_of, reference_of, uncalibrated
+from da_leukemia.sweep.names import FAIR, calibration_of, reference_of, uncalibrated
 
-COLUMNS = (
-    *("method", "source", "target", "test", "metric"),
-    *("value", "low", "high", "seeds", "fields"),
-)
-_UNKNOWN = (math.nan, math.nan)
 HEADLINES = ("ap50", "balanced_accuracy")
 """The metric that a report is about: of a detector, of a classifier of single cells."""
-DIGITS = 6
-"""Decimals of every number in the matrix, so that a CSV read back is the same matrix."""
-
-
-class Run(NamedTuple):
-    """What a run is called in the matrix; ``target`` is empty for source-only."""
-
-    method: str
-    source: str
-    target: str
-    seed: int
-
-    def __str__(self) -> str:
-        goal = f" -> {self.target}" if self.target else ""
-        return f"{self.method}: {self.source}{goal}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished job: the content of its ``result.json`` and the folder where it lies."""
-
-    content: Mapping[str, Any]
-    folder: Path | None = None
-
-    @cached_property
-    def run(self) -> Run:
-        """Its name in the matrix."""
-        c = self.content
-        return Run(c["method"], c["source"], c.get("target") or "", int(c["seed"]))
-
-    @property
-    def job(self) -> str:
-        """Content hash of the job."""
-        return str(self.content["job"])
-
-    def metrics(self, test: str) -> Mapping[str, Any]:
-        """Scores on one test device."""
-        metrics: Mapping[str, Any] = self.content["tests"][test]["metrics"]
-        return metrics
-
-    def looked_at(self, test: str) -> bool:
-        """Whether the run was tested on a device, or left what it finds there without a score."""
-        return test in self.content["tests"] or test in (self.content.get("label_free") or {})
-
-    def records(self, test: str) -> Path | None:
-        """File of the per-field records, None where it is not there."""
-        name = self.content["tests"].get(test, {}).get("records")
-        if self.folder is None or not name:
-            return None
-        path = os.path.join(self.folder, name)  # noqa: PTH118  (asked 100,000 times in a report)
-        return Path(path) if os.path.isfile(path) else None  # noqa: PTH113
 
 
 class Row(NamedTuple):
@@ -95,6 +35,26 @@ class Row(NamedTuple):
     high: float | None
     seeds: int
     fields: int
+
+
+COLUMNS = Row._fields
+"""Of ``matrix.csv``."""
+
+
+class Unscored(NamedTuple):
+    """A run and a device of which no label is there to score it.
+
+    Attributes:
+        scores: label-free scorer -> mean over seeds (see `evaluation.label_free`).
+        single: whether it names single cells.
+    """
+
+    method: str
+    source: str
+    target: str
+    device: str
+    scores: Mapping[str, float]
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,182 +210,6 @@ class Matrix:
         blind = frozenset((u.source, u.device) for u in self.unscored if u.method == method)
         lent = frozenset(borrowed)
         return View(method, metric, adapted, sources, tests, cells, lent, lender, blind)
-
-
-class Unscored(NamedTuple):
-    """A run and a device of which no label is there to score it.
-
-    Attributes:
-        scores: label-free scorer -> mean over seeds (see `evaluation.label_free`).
-        single: whether it names single cells.
-    """
-
-    method: str
-    source: str
-    target: str
-    device: str
-    scores: Mapping[str, float]
-    single: bool = False
-
-
-IntervalsOf = Callable[[Sequence[Result], str], Mapping[str, tuple[float, float]]]
-"""(one result per seed, test device) -> metric -> (low, high). See `report.intervals`."""
-
-
-def build_matrix(
-    results: Iterable[Result],
-    *,
-    intervals: IntervalsOf | None = None,
-    methods: Sequence[str] = (),
-    devices: Sequence[str] = (),
-) -> Matrix:
-    """Average `METRICS` over seeds; one that a result has as None is left out.
-
-    Args:
-        results: in any order; the matrix does not depend on it.
-        intervals: gives the intervals; without it rows have none.
-        methods: order of the methods; others follow by name, source-only first.
-        devices: order of the devices; others follow by name.
-
-    Raises:
-        UserError: two different jobs claim the same place.
-    """
-    by_run: dict[Run, Result] = {}
-    for result in results:
-        other = by_run.setdefault(result.run, result)
-        if other.job != result.job:
-            raise UserError(
-                f"{result.run}: two jobs claim this place, {other.job} and {result.job}; "
-                "they were trained with different settings, so report them apart"
-            )
-    method_rank = _rank([*methods, PLAIN, FAIR])
-    device_rank = _rank(devices)
-    cells: dict[tuple[str, str, str, str], list[Result]] = defaultdict(list)
-    for run in sorted(by_run):
-        for test in by_run[run].content["tests"]:
-            cells[run.method, run.source, run.target, test].append(by_run[run])
-
-    def place(key: tuple[str, str, str, str]) -> tuple[Any, ...]:
-        method, *places = key
-        return (method_rank(method), *(device_rank(p) for p in places))
-
-    rows = []
-    for key in sorted(cells, key=place):
-        test = key[-1]
-        bounds = intervals(cells[key], test) if intervals is not None else {}
-        told = [r.metrics(test) for r in cells[key]]
-        fields = max(int(t.get("fields", 0)) for t in told)
-        by_seed = map(partial.scores, told)
-        for metric, each in zip(METRICS, zip(*by_seed, strict=True), strict=True):
-            values = [v for v in each if v is not None]
-            if not values:
-                continue
-            value = round(math.fsum(values) / len(values), DIGITS)
-            low, high = bounds.get(metric, _UNKNOWN)
-            if math.isfinite(low) and math.isfinite(high):
-                ends = (round(low, DIGITS), round(high, DIGITS))
-                rows.append(Row(*key, metric, value, *ends, len(values), fields))
-            else:
-                rows.append(Row(*key, metric, value, None, None, len(values), fields))
-    found = sorted(_unscored(by_run), key=lambda u: place(u[:4]))
-    return Matrix(tuple(rows), _unfair(by_run), _notes(by_run, cells), tuple(found))
-
-
-def _unscored(by_run: Mapping[Run, Result]) -> Iterator[Unscored]:
-    """Yield the runs for targets without labels, and the runs that nothing was adapted in."""
-
-    def unlabelled(result: Result, device: str) -> bool:
-        domains = (result.content.get("config") or {}).get("data", {}).get("domains", {})
-        return bool(domains.get(device, {}).get("labels") == "none")
-
-    blind = {run.target for run, r in by_run.items() if run.target and unlabelled(r, run.target)}
-    seeds: dict[tuple[str, str, str, str], list[Mapping[str, float]]] = defaultdict(list)
-    single = set()
-    for run, result in by_run.items():
-        if (result.content.get("config") or {}).get("detector", {}).get("kind") == "classifier":
-            single.add(run.method)
-        for device in sorted(blind) if not run.target else {run.target} & blind:
-            scores = (result.content.get("label_free") or {}).get(device) or {}
-            seeds[run.method, run.source, run.target, device].append(scores)
-    for key, each in seeds.items():
-        names = [n for n in each[0] if all(n in scores for scores in each)]
-        scores = {n: math.fsum(s[n] for s in each) / len(each) for n in names}
-        yield Unscored(*key, scores, key[0] in single)
-
-
-def _rank(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:
-    place = {name: i for i, name in reversed(list(enumerate(order)))}
-    return lambda name: (place.get(name, len(order)), name)
-
-
-def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run and its twin must share, flat."""
-    data = config.get("data", {})
-    sections = {
-        "detector": config.get("detector", {}),
-        "augmentation": config.get("augmentation", {}),
-        "trainer": {
-            k: v
-            for k, v in config.get("trainer", {}).items()
-            if k not in ("threads", "workers", "accelerator", "precision", "compile")
-        },
-        "data": {k: data.get(k) for k in ("image_size", "label_space", "split") if k in data},
-        "method": {
-            k: v for k, v in config.get("method", {}).items() if k in ("augmentation", "ema")
-        },
-    }
-    return {f"{name}.{key}": v for name, inner in sections.items() for key, v in inner.items()}
-
-
-def _unfair(by_run: Mapping[Run, Result]) -> dict[str, str]:
-    unfair: dict[str, str] = {}
-    methods = {run.method for run in by_run}
-    twins = {method: reference_of(method, methods) for method in methods}
-    for run, result in sorted(by_run.items()):
-        if not run.target or run.method in unfair:
-            continue
-        twin = by_run.get(Run(twins[run.method], run.source, "", run.seed))
-        if twin is None:
-            continue
-        mine, theirs = (r.content.get("config") or {} for r in (result, twin))
-        if _same(mine, theirs):
-            continue
-        mine, theirs = _recipe(mine), _recipe(theirs)
-        differing = sorted(k for k in mine.keys() & theirs.keys() if mine[k] != theirs[k])
-        if differing:
-            unfair[run.method] = "; ".join(
-                f"{k} is {mine[k]}, in {twins[run.method]} {theirs[k]}" for k in differing[:3]
-            )
-    return unfair
-
-
-def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two recipes are the same for certain; settings that are one object cost nothing."""
-    methods = [c.get("method", {}) for c in (a, b)]
-    return all(
-        a.get(part) == b.get(part) for part in ("detector", "augmentation", "trainer", "data")
-    ) and all(methods[0].get(k) == methods[1].get(k) for k in ("augmentation", "ema"))
-
-
-def _notes(by_run: Mapping[Run, Result], cells: Mapping[Any, Sequence[Result]]) -> tuple[str, ...]:
-    notes = []
-    contents = [r.content for r in by_run.values()]
-    prints: dict[tuple[str, str, float], set[str]] = defaultdict(set)
-    for run, result in by_run.items():  # a job may know the data of its own devices only
-        fingerprint = (result.content.get("data") or {}).get("fingerprint", "")
-        prints[run.source, run.target, area_of(run.method)].add(str(fingerprint))
-    states = max((len(found) for found in prints.values()), default=1)
-    if states > 1:
-        notes.append(f"The results come from {states} different states of the data.")
-    versions = {str((c.get("versions") or {}).get("da_leukemia", "")) for c in contents}
-    if len(versions) > 1:
-        notes.append(f"The results come from {len(versions)} versions of da_leukemia.")
-    counts = {len(found) for found in cells.values()}
-    if len(counts) > 1:
-        notes.append(
-            f"Cells are means over {min(counts)} to {max(counts)} seeds; compare them with care."
-        )
-    return tuple(notes)
 
 
 def write_csv(matrix: Matrix, path: Path) -> None:

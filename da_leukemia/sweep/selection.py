@@ -19,7 +19,7 @@ from scipy.stats import rankdata, spearmanr
 
 from da_leukemia.config import devices_of
 from da_leukemia.evaluation.label_free import SCORERS
-from da_leukemia.sweep.matrix import Result, Run
+from da_leukemia.sweep.results import Result, Run
 
 LAST, VALIDATION, CONSENSUS, ORACLE = "last", "source_validation", "consensus", "target_oracle"
 
