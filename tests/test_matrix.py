@@ -16,7 +16,7 @@ from da_leukemia.report.gains import gains
 from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.sweep.build import build_matrix
-from da_leukemia.sweep.matrix import COLUMNS, read_csv, write_csv
+from da_leukemia.sweep.matrix import COLUMNS, read_matrix, write_matrix
 from da_leukemia.sweep.names import FAIR
 from da_leukemia.sweep.results import Result
 
@@ -125,11 +125,11 @@ def test_the_cache_is_keyed_by_the_records(sweep, tmp_path):
 def test_csv_has_the_agreed_columns_and_reads_back_the_same(sweep, bootstrap, tmp_path):
     experiment, contents = sweep
     matrix = build_matrix(as_results(experiment, contents), intervals=bootstrap)
-    write_csv(matrix, tmp_path / "matrix.csv")
+    write_matrix(matrix, tmp_path / "matrix.csv")
     header = (tmp_path / "matrix.csv").read_text().splitlines()[0]
     assert header == "method,source,target,test,metric,value,low,high,seeds,fields"
     assert tuple(header.split(",")) == COLUMNS
-    assert read_csv(tmp_path / "matrix.csv").rows == matrix.rows
+    assert read_matrix(tmp_path / "matrix.csv").rows == matrix.rows
 
 
 def test_the_order_of_the_results_does_not_matter(sweep, tmp_path):
@@ -138,7 +138,7 @@ def test_the_order_of_the_results_does_not_matter(sweep, tmp_path):
     written = []
     for i in range(3):
         random.Random(i).shuffle(results)
-        write_csv(build_matrix(results), tmp_path / f"{i}.csv")
+        write_matrix(build_matrix(results), tmp_path / f"{i}.csv")
         written.append((tmp_path / f"{i}.csv").read_bytes())
     assert len(set(written)) == 1
 
@@ -146,7 +146,7 @@ def test_the_order_of_the_results_does_not_matter(sweep, tmp_path):
 def test_a_csv_with_other_columns_is_refused(tmp_path):
     (tmp_path / "m.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="expected the columns"):
-        read_csv(tmp_path / "m.csv")
+        read_matrix(tmp_path / "m.csv")
 
 
 def test_two_jobs_for_one_place_are_an_error():

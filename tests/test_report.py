@@ -25,7 +25,7 @@ from da_leukemia.report.attributes import pool
 from da_leukemia.report.figures import colour, text_on, top_of_scale
 from da_leukemia.report.latex import tex
 from da_leukemia.report.samples import draw, overlap, read_samples
-from da_leukemia.sweep.matrix import read_csv
+from da_leukemia.sweep.matrix import read_matrix
 from da_leukemia.sweep.plan import make_plan
 
 FILES = ("slides.json", "matrix.csv", "matrix.md", "matrix.tex", "matrix.png", "matrix.svg")
@@ -174,7 +174,7 @@ def test_the_page_is_whole_and_needs_no_network(report):
 
 def test_the_page_shows_the_numbers_of_the_csv(report):
     text = (report / "index.html").read_text(encoding="utf-8")
-    matrix = read_csv(report / "matrix.csv")
+    matrix = read_matrix(report / "matrix.csv")
     row = matrix.cell("mean_teacher", "microscope", "phone", "phone", "ap50")
     assert f"{row.value:.2f}<small>{row.low:.2f}-{row.high:.2f}</small>" in text
     assert f"[{row.low:.4f}, {row.high:.4f}], 1 seed, 12 fields, 45 cells" in text
@@ -255,7 +255,7 @@ def test_no_result_at_all_is_a_report_too(tmp_path):
     assert "There is no result yet." in page
     assert "36 of 36 runs have no result yet." in page
     assert (tmp_path / "report" / "matrix.csv").read_text().count("\n") == 1
-    assert "No result yet" in render_text(read_csv(tmp_path / "report" / "matrix.csv"))
+    assert "No result yet" in render_text(read_matrix(tmp_path / "report" / "matrix.csv"))
 
 
 def test_a_missing_oracle_is_said_and_nothing_is_made_up(tmp_path):
@@ -268,7 +268,7 @@ def test_a_missing_oracle_is_said_and_nothing_is_made_up(tmp_path):
 
 
 def test_the_terminal_shows_every_method_and_the_gap(report):
-    text = render_text(read_csv(report / "matrix.csv"))
+    text = render_text(read_matrix(report / "matrix.csv"))
     assert all(m in text for m in ("source_only", "fair_source_only", "dann", "mean_teacher"))
     assert re.search(r"mean_teacher closes \d+ % of the gap", text)
     assert max(len(line) for line in text.splitlines()[:25]) < 110
@@ -279,7 +279,7 @@ def test_many_devices_are_numbered_in_the_terminal(tmp_path):
     experiment = make_experiment(tmp_path, devices=devices, methods=["fair_source_only"])
     results = [make_result(experiment, job, records=False) for job in make_plan(experiment)]
     write_report(experiment, results, tmp_path)
-    lines = render_text(read_csv(tmp_path / "matrix.csv")).splitlines()
+    lines = render_text(read_matrix(tmp_path / "matrix.csv")).splitlines()
     table = [line for line in lines if line.startswith("microscope")]
     assert len(table) == 8
     assert all(len(line) < 110 for line in table)

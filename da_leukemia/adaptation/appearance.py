@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Generic, TypeVar
+
 import kornia
 import torch
 from torch import Tensor
@@ -12,6 +15,8 @@ from da_leukemia.adaptation.settings import Histogram as HistogramSettings
 from da_leukemia.adaptation.settings import Reinhard as ReinhardSettings
 from da_leukemia.adaptation.settings import StainJitter as StainSettings
 from da_leukemia.data.views import Draw
+
+Settings = TypeVar("Settings", FourierSettings, HistogramSettings, ReinhardSettings, StainSettings)
 
 
 def swap_low_frequencies(source: Tensor, target: Tensor, beta: Tensor) -> Tensor:
@@ -94,72 +99,66 @@ def jitter_dyes(images: Tensor, dyes: Tensor, factor: Tensor, shift: Tensor) -> 
         return torch.pow(10.0, -moved).clamp(0, 1)
 
 
-class Fourier(Component):
+class _Restyling(Component, Generic[Settings]):
+    """Changes a random share of the source images; the classes below say how."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings: Settings = settings
+
+    def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Return the source images, a random share of them changed."""
+        changed = self.change(source, target, draw)
+        chosen = draw.uniform(len(source)) < self.settings.probability
+        return torch.where(chosen.view(-1, 1, 1, 1), changed, source)
+
+    @abstractmethod
+    def change(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Return all source images ``(B, 3, S, S)`` in 0..1, changed."""
+
+
+class Fourier(_Restyling[FourierSettings]):
     """FDA: see `swap_low_frequencies`."""
 
-    def __init__(self, settings: FourierSettings) -> None:
-        super().__init__()
-        self.settings = settings
-
-    def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
-        """Restyle a random share of the source images."""
-        batch = len(source)
-        beta = draw.uniform(batch, low=self.settings.beta_min, high=self.settings.beta_max)
-        chosen = draw.uniform(batch) < self.settings.probability
-        restyled = swap_low_frequencies(source, target, beta)
-        return torch.where(chosen.view(-1, 1, 1, 1), restyled, source)
+    def change(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Swap up to a random frequency."""
+        low, high = self.settings.beta_min, self.settings.beta_max
+        return swap_low_frequencies(source, target, draw.uniform(len(source), low=low, high=high))
 
 
-class Histogram(Component):
+class Histogram(_Restyling[HistogramSettings]):
     """Histogram matching: see `match_histogram`."""
 
-    def __init__(self, settings: HistogramSettings) -> None:
-        super().__init__()
-        self.settings = settings
-
-    def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
-        """Restyle a random share of the source images, blended with the original."""
-        batch = len(source)
-        blend = draw.uniform(batch, low=self.settings.blend_min, high=1.0).view(-1, 1, 1, 1)
-        chosen = draw.uniform(batch) < self.settings.probability
-        restyled = torch.lerp(source, match_histogram(source, target), blend)
-        return torch.where(chosen.view(-1, 1, 1, 1), restyled, source)
+    def change(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Blend with the matched image, by a random share."""
+        blend = draw.uniform(len(source), low=self.settings.blend_min, high=1.0)
+        return torch.lerp(source, match_histogram(source, target), blend.view(-1, 1, 1, 1))
 
 
-class Reinhard(Component):
+class Reinhard(_Restyling[ReinhardSettings]):
     """Reinhard's colour transfer: see `match_lab`."""
 
-    def __init__(self, settings: ReinhardSettings) -> None:
-        super().__init__()
-        self.settings = settings
-
-    def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
-        """Restyle a random share of the source images, blended with the original."""
-        batch = len(source)
-        blend = draw.uniform(batch, low=self.settings.blend_min, high=1.0).view(-1, 1, 1, 1)
-        chosen = draw.uniform(batch) < self.settings.probability
-        restyled = torch.lerp(source, match_lab(source, target), blend)
-        return torch.where(chosen.view(-1, 1, 1, 1), restyled, source)
+    def change(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Blend with the image of the target's colours, by a random share."""
+        blend = draw.uniform(len(source), low=self.settings.blend_min, high=1.0)
+        return torch.lerp(source, match_lab(source, target), blend.view(-1, 1, 1, 1))
 
 
-class StainJitter(Component):
+class StainJitter(_Restyling[StainSettings]):
     """Stronger and weaker dyes: see `jitter_dyes`. The target is not looked at."""
 
     restyles_alone = True
 
     def __init__(self, settings: StainSettings) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         dyes = torch.tensor(DYES)
         self.dyes: Tensor
         self.register_buffer("dyes", dyes / dyes.norm(dim=1, keepdim=True), persistent=False)
 
-    def restyle(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
-        """Vary a random share of the source images."""
+    def change(self, source: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """Vary each dye by a random factor and shift."""
         del target
         batch, spread, most = len(source), self.settings.spread, self.settings.shift
         factor = draw.uniform(batch, 3, low=1 - spread, high=1 + spread)
         shift = draw.uniform(batch, 3, low=-most, high=most)
-        chosen = draw.uniform(batch) < self.settings.probability
-        varied = jitter_dyes(source, self.dyes, factor, shift)
-        return torch.where(chosen.view(-1, 1, 1, 1), varied, source)
+        return jitter_dyes(source, self.dyes, factor, shift)

@@ -8,48 +8,44 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import find_objects, gaussian_filter, label
 
 from da_leukemia.calibration.fields import Field, Pixels, read_field
 from da_leukemia.calibration.light import Values
 
+WHITE, RED = 1, 2
+"""Categories of the labelled fields."""
+
 
 def labelled(folder: Path) -> tuple[float, float, float]:
     """Return median width, height and diameter of labelled red cells that no border cuts, px."""
-    data = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
-    sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
-    boxes = []
-    for mark in data["annotations"]:
-        x, y, w, h = mark["bbox"]
-        width, height = sizes[mark["image_id"]]
-        if (
-            mark["category_id"] == 2
-            and x > 2
-            and y > 2
-            and x + w < width - 2
-            and y + h < height - 2
-        ):
-            boxes.append((w, h))
-    if not boxes:
+    found = _whole(folder, RED)
+    if not len(found):
         return np.nan, np.nan, np.nan
-    found = np.array(boxes)
     width, height = np.median(found, axis=0)
     return float(width), float(height), float(np.median(np.sqrt(found.prod(axis=1))))
 
 
 def white_cells(folder: Path) -> float:
     """Return the median side ``sqrt(w * h)`` of labelled white cells that no border cuts, px."""
+    found = _whole(folder, WHITE)
+    return float(np.median(np.sqrt(found.prod(axis=1)))) if len(found) else np.nan
+
+
+def _whole(folder: Path, category: int) -> NDArray[np.float64]:
+    """Return width and height ``(N, 2)`` of the labelled cells that no border cuts, px."""
     data = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
     sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
-    sides = []
+    found = []
     for mark in data["annotations"]:
         x, y, w, h = mark["bbox"]
         width, height = sizes[mark["image_id"]]
         whole = x > 2 and y > 2 and x + w < width - 2 and y + h < height - 2
-        if mark["category_id"] == 1 and whole:
-            sides.append(np.sqrt(w * h))
-    return float(np.median(sides)) if sides else np.nan
+        if mark["category_id"] == category and whole:
+            found.append((w, h))
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
 def tightened(folder: Path) -> tuple[int, float]:
@@ -72,7 +68,7 @@ def tightened(folder: Path) -> tuple[int, float]:
             apart[row] = True
             inside = x > 0.1 * w and y > 0.1 * h
             inside &= x + 1.1 * w < image["width"] and y + 1.1 * h < image["height"]
-            if marks[row]["category_id"] != 2 or not apart.all() or not inside:
+            if marks[row]["category_id"] != RED or not apart.all() or not inside:
                 continue
             across = _steepest(green[round(y + h / 2)], x + w / 2, w / 2)
             down = _steepest(green[:, round(x + w / 2)], y + h / 2, h / 2)

@@ -21,7 +21,7 @@ from da_leukemia.report.ranks import write_ranks
 from da_leukemia.report.selection import selection_markdown, write_selection
 from da_leukemia.report.slides import sum_up
 from da_leukemia.report.tables import markdown, missing_sentence, render_text
-from da_leukemia.sweep.matrix import write_csv
+from da_leukemia.sweep.matrix import write_matrix
 from da_leukemia.sweep.results import Result
 
 __all__ = [
@@ -70,7 +70,7 @@ def write_contents(contents: Contents, folder: Path) -> Path:
         folder: where to write, created where needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(contents.matrix, folder / "matrix.csv")
+    write_matrix(contents.matrix, folder / "matrix.csv")
     write_selection(contents, folder / "selection.csv")
     write_published(contents, folder / "published.csv")
     (folder / "matrix.md").write_text(

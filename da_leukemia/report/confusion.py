@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from da_leukemia.config import devices_of
+from da_leukemia.files import write_csv
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.depth import by_place, runs_of
 from da_leukemia.report.figures import COLOURS, colour
@@ -154,12 +154,8 @@ Lines = Iterator[list[object]]
 
 
 def _write(path: Path, columns: Sequence[str], blocks: Iterator[tuple[Answers, Lines]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*PLACE, *columns])
-        for answers, lines in blocks:
-            place = [*answers.row[:4], answers.seeds]
-            writer.writerows([*place, *line] for line in lines)
+    rows = ([*a.row[:4], a.seeds, *line] for a, lines in blocks for line in lines)
+    write_csv(path, [*PLACE, *columns], rows)
 
 
 def _counted(answers: Answers) -> tuple[Answers, Lines]:

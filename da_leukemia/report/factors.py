@@ -7,7 +7,6 @@ factor. Both are of the same run and the same fields: the loss is paired.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from da_leukemia.errors import ConfigError
+from da_leukemia.files import write_csv
 from da_leukemia.report.headlines import metric_name
 from da_leukemia.report.intervals import Bootstrap, Bounds, Difference, table_of
 from da_leukemia.report.markup import escape, table
@@ -238,11 +238,10 @@ def write_factors(costs: Sequence[Cost], metric: str, path: Path) -> None:
     if not costs:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for c in costs:
-            scores = [round(v, 6) for v in (c.kept, c.changed, c.lost)]
-            ends = [None if v is None else round(v, 6) for v in (c.low, c.high)]
-            places = [c.method, c.source, c.factor, c.context, metric, c.before, c.after]
-            writer.writerow([*places, *scores, *ends, c.seeds, c.fields])
+    rows = []
+    for c in costs:
+        scores = [round(v, 6) for v in (c.kept, c.changed, c.lost)]
+        ends = [None if v is None else round(v, 6) for v in (c.low, c.high)]
+        places = [c.method, c.source, c.factor, c.context, metric, c.before, c.after]
+        rows.append([*places, *scores, *ends, c.seeds, c.fields])
+    write_csv(path, COLUMNS, rows)

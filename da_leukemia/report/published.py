@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from da_leukemia.config.published import Published, places
+from da_leukemia.files import write_csv
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.headlines import metric_name
 from da_leukemia.report.markup import escape, table
@@ -144,11 +144,8 @@ def write_published(contents: Contents, path: Path) -> None:
     if not tables:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for name, published in tables.items():
-            writer.writerows([name, *line] for line in _lines(contents, published))
+    named = ((name, _lines(contents, published)) for name, published in tables.items())
+    write_csv(path, COLUMNS, ([name, *line] for name, lines in named for line in lines))
 
 
 def _lines(contents: Contents, published: Published) -> Iterator[list[object]]:

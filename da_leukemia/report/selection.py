@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from da_leukemia.config import devices_of
 from da_leukemia.errors import counted
 from da_leukemia.evaluation.label_free import SCORERS
+from da_leukemia.files import write_csv
 from da_leukemia.report.contents import Contents
 from da_leukemia.report.headlines import metric_within
 from da_leukemia.report.markup import escape, table
@@ -131,12 +131,10 @@ def write_selection(contents: Contents, path: Path) -> None:
     if not found:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, contents.matrix.headline])
-        for choice in found:
-            for rule in SELECTIONS:
-                place = choice.place(rule)
-                if place is not None:
-                    truth = round(choice.truth[place], 6)
-                    writer.writerow([*choice.run, choice.test, rule, choice.epochs[place], truth])
+    rows = [
+        [*choice.run, choice.test, rule, choice.epochs[place], round(choice.truth[place], 6)]
+        for choice in found
+        for rule in SELECTIONS
+        if (place := choice.place(rule)) is not None
+    ]
+    write_csv(path, [*COLUMNS, contents.matrix.headline], rows)

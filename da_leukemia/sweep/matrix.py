@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from da_leukemia.config import METRICS, devices_of
 from da_leukemia.errors import UserError
+from da_leukemia.files import write_csv
 from da_leukemia.sweep.names import FAIR, calibration_of, reference_of, uncalibrated
 
 HEADLINES = ("ap50", "balanced_accuracy")
@@ -212,16 +213,13 @@ class Matrix:
         return View(method, metric, adapted, sources, tests, cells, lent, lender, blind)
 
 
-def write_csv(matrix: Matrix, path: Path) -> None:
+def write_matrix(matrix: Matrix, path: Path) -> None:
     """Write the tidy table; equal matrices give equal bytes."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(matrix.rows)  # whose fields are the columns; None is written as nothing
+    write_csv(path, COLUMNS, matrix.rows)  # whose fields are the columns
 
 
-def read_csv(path: Path) -> Matrix:
-    """Read what `write_csv` wrote (without its notes).
+def read_matrix(path: Path) -> Matrix:
+    """Read what `write_matrix` wrote (without its notes).
 
     Raises:
         UserError: the columns are others.
