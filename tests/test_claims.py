@@ -14,7 +14,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_sweep_local import RUNNER, WORKER, alive, begun, journal, one_source, pids, until
+from runner_kit import until
+from test_sweep_local import RUNNER, WORKER, alive, begun, journal, one_source, pids
 
 from da_leukemia.config import save_experiment
 from da_leukemia.errors import UserError

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
-from test_executors_slurm import STEPPED, ended, starts
-from test_sweep_local import until
-from test_sweep_plan import experiment
+from runner_kit import ended, put_cluster_scripts, small_sweep, start_runner, starts, until
 
-from da_leukemia.config import Data, Domain, Experiment, Trainer, save_experiment
+from da_leukemia.config import Experiment, Trainer
 from da_leukemia.config.executors import Ray
 from da_leukemia.errors import UserError
 from da_leukemia.sweep import ledger
@@ -23,30 +18,11 @@ from da_leukemia.sweep.plan import make_plan
 
 pytestmark = pytest.mark.ray
 
-RUNNER = textwrap.dedent(
-    """
-    import sys
-    from da_leukemia.config import load_experiment
-    from da_leukemia.errors import UserError
-    from da_leukemia.sweep import conduct, ray_tasks
-
-    if __name__ == "__main__":
-        conduct.check_data = lambda *a: None
-        ray_tasks.POLL = 0.5
-        conduct.report = lambda experiment: None
-        try:
-            sys.exit(conduct.run_sweep(load_experiment(sys.argv[1]), "stepped:run_job"))
-        except UserError as error:
-            sys.exit(f"error: {error}")
-    """
-)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("ray")
-    (made / "stepped.py").write_text(STEPPED)
-    (made / "runner.py").write_text(RUNNER)
+    put_cluster_scripts(made, "ray_tasks")
     return made
 
 
@@ -68,35 +44,14 @@ def cluster(folder):
 
 
 def sweep(folder: Path, name: str, seeds: list[int], steps: int = 5, **ray: object) -> Experiment:
-    return experiment(
-        folder,
-        name=name,
-        data=Data(domains={"scope": Domain(), "phone": Domain()}),
-        methods=["fair"],
-        sources=["scope"],
-        seeds=seeds,
-        trainer=Trainer(steps=steps, accelerator="cpu"),
-        executor="ray",
-        ray=Ray(**ray),  # type: ignore[arg-type]
-    )
-
-
-def runner(made: Experiment) -> subprocess.Popen[str]:
-    file = Path(made.runs_dir) / f"{made.name}.yaml"
-    save_experiment(made, file)
-    return subprocess.Popen(
-        [sys.executable, Path(made.runs_dir) / "runner.py", str(file)],
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would theirs.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    trainer = Trainer(steps=steps, accelerator="cpu")
+    how = Ray(**ray)  # type: ignore[arg-type]
+    return small_sweep(folder, seeds, trainer, name=name, executor="ray", ray=how)
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once(folder, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    code, err = ended(runner(sweep(folder, "nowhere", [0], address="127.0.0.1:1")))
+    code, err = ended(start_runner(sweep(folder, "nowhere", [0], address="127.0.0.1:1")))
     assert code == 1
     assert "no cluster at 127.0.0.1:1" in err
     assert "ray start --head" in err
@@ -104,7 +59,7 @@ def test_a_cluster_that_is_not_there_is_said_at_once(folder, monkeypatch):
 
 def test_jobs_run_once_on_both_nodes_and_share_imports(folder, cluster):
     made = sweep(folder, "both", list(range(8)), address=cluster.address)
-    code, err = ended(runner(made))
+    code, err = ended(start_runner(made))
     assert (code, len(ledger.collect(made.folder, make_plan(made)))) == (0, 8), err
     assert sorted(s[1] for s in starts(made)) == [0] * 8
     assert len({server for _, _, server in starts(made)}) < 8
@@ -113,21 +68,21 @@ def test_jobs_run_once_on_both_nodes_and_share_imports(folder, cluster):
 
 def test_a_failure_is_told_with_its_last_lines(folder, cluster):
     made = sweep(folder, "failing", [0, 13], address=cluster.address)
-    code, err = ended(runner(made))
+    code, err = ended(start_runner(made))
     assert code == 1
     assert "| ValueError: loss is not finite" in err
     assert "1 of 2 jobs failed" in err
 
 
 def test_no_node_that_is_large_enough_is_said(folder, cluster):
-    code, err = ended(runner(sweep(folder, "large", [0], address=cluster.address, cpus=64)))
+    code, err = ended(start_runner(sweep(folder, "large", [0], address=cluster.address, cpus=64)))
     assert code == 1
     assert "no node has 64 CPUs and 0 GPUs" in err
 
 
 def test_a_worker_that_dies_is_replaced_and_the_job_goes_on(folder, cluster):
     made = sweep(folder, "killed", [0], steps=60, address=cluster.address)
-    one = runner(made)
+    one = start_runner(made)
     until(lambda: bool(starts(made)), 150)
     time.sleep(2)
     server = starts(made)[0][2]
@@ -142,7 +97,7 @@ def test_a_worker_that_dies_is_replaced_and_the_job_goes_on(folder, cluster):
 
 def test_an_interruption_ends_the_jobs(folder, cluster):
     made = sweep(folder, "stopped", [0], steps=600, address=cluster.address)
-    one = runner(made)
+    one = start_runner(made)
     until(lambda: bool(starts(made)), 150)
     one.send_signal(signal.SIGINT)
     code, err = ended(one, 400)
@@ -153,7 +108,7 @@ def test_an_interruption_ends_the_jobs(folder, cluster):
 
 def test_a_node_that_is_lost_does_not_lose_its_jobs(folder, cluster):
     made = sweep(folder, "lost", [0, 1, 2, 3], steps=100, address=cluster.address)
-    one = runner(made)
+    one = start_runner(made)
     until(lambda: len(starts(made)) == 4, 150)
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     code, err = ended(one, 400)
@@ -166,7 +121,7 @@ def test_a_cluster_of_its_own_is_started_where_that_is_asked(folder, monkeypatch
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     made = sweep(folder, "own", [0], start=True)
-    code, err = ended(runner(made))
+    code, err = ended(start_runner(made))
     assert code == 0, err
     assert "1 Ray node" in err
 

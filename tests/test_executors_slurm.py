@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
-from test_sweep_local import until
-from test_sweep_plan import experiment
+from runner_kit import ended, put_cluster_scripts, small_sweep, start_runner, starts, until
 
-from da_leukemia.config import Data, Domain, Experiment, Trainer, save_experiment
+from da_leukemia.config import Experiment, Trainer, save_experiment
 from da_leukemia.config.executors import Slurm
 from da_leukemia.errors import UserError
 from da_leukemia.sweep import ledger
@@ -24,90 +22,19 @@ from da_leukemia.sweep.plan import make_plan
 
 pytestmark = pytest.mark.slurm
 
-STEPPED = textwrap.dedent(
-    """
-    import os, time
-    from da_leukemia.config import load_job
-    from da_leukemia.sweep.ledger import write_json
-
-    def run_job(folder):
-        job = load_job(folder / "config.yaml")
-        kept = folder / "checkpoints" / "step.txt"
-        kept.parent.mkdir(exist_ok=True)
-        first = int(kept.read_text()) if kept.exists() else 0
-        with (folder.parent / "journal.txt").open("a") as journal:
-            journal.write(f"{folder.name} {first} {os.getpid()} {os.getppid()}\\n")
-        print("says it is at", first, flush=True)
-        if job.seed == 13:
-            raise ValueError("loss is not finite")
-        for step in range(first, job.trainer.steps):
-            time.sleep(0.1)
-            part = kept.with_suffix(".part")
-            part.write_text(str(step + 1))
-            part.replace(kept)
-        tests = {name: {"metrics": {"ap50": job.seed / 10}} for name in job.tests}
-        write_json(folder / "result.json", {"job": job.hash, "tests": tests, "seed": job.seed})
-    """
-)
-
-RUNNER = textwrap.dedent(
-    """
-    import sys
-    from da_leukemia.config import load_experiment
-    from da_leukemia.errors import UserError
-    from da_leukemia.sweep import conduct, slurm
-
-    if __name__ == "__main__":
-        conduct.check_data = lambda *a: None
-        slurm.POLL = 0.5
-        conduct.report = lambda experiment: None
-        try:
-            sys.exit(conduct.run_sweep(load_experiment(sys.argv[1]), "stepped:run_job"))
-        except UserError as error:
-            sys.exit(f"error: {error}")
-    """
-)
-
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    (tmp_path / "stepped.py").write_text(STEPPED)
-    (tmp_path / "runner.py").write_text(RUNNER)
+    put_cluster_scripts(tmp_path, "slurm")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     return tmp_path
 
 
 def sweep(folder: Path, seeds: list[int], steps: int = 5, **slurm: object) -> Experiment:
     settings = {"memory_gb": 0.5, "minutes": 10, "partition": "main"}
-    return experiment(
-        folder,
-        data=Data(domains={"scope": Domain(), "phone": Domain()}),
-        methods=["fair"],
-        sources=["scope"],
-        seeds=seeds,
-        trainer=Trainer(steps=steps, accelerator="cpu"),
-        executor="slurm",
-        slurm=Slurm(**(settings | slurm)),  # type: ignore[arg-type]
-    )
-
-
-def runner(made: Experiment) -> subprocess.Popen[str]:
-    file = Path(made.runs_dir) / "trial.yaml"
-    save_experiment(made, file)
-    return subprocess.Popen(
-        [sys.executable, Path(made.runs_dir) / "runner.py", str(file)],
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would theirs.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def starts(made: Experiment) -> list[tuple[str, int, int]]:
-    path = made.folder / "jobs" / "journal.txt"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [(x.split()[0], int(x.split()[1]), int(x.split()[3])) for x in lines]
+    trainer = Trainer(steps=steps, accelerator="cpu")
+    how = Slurm(**(settings | slurm))  # type: ignore[arg-type]
+    return small_sweep(folder, seeds, trainer, executor="slurm", slurm=how)
 
 
 def queue() -> list[str]:
@@ -116,14 +43,9 @@ def queue() -> list[str]:
     return told.replace("_N/A", "").splitlines()
 
 
-def ended(one: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str]:
-    _, err = one.communicate(timeout=seconds)
-    return one.returncode, err
-
-
 def test_an_array_runs_every_job_once_and_shares_imports(lab):
     made = sweep(lab, list(range(6)), jobs_per_task=2)
-    code, err = ended(runner(made))
+    code, err = ended(start_runner(made))
     assert (code, len(ledger.collect(made.folder, make_plan(made)))) == (0, 6), err
     assert sorted(s[1] for s in starts(made)) == [0] * 6
     servers = {parent for _, _, parent in starts(made)}
@@ -133,7 +55,7 @@ def test_an_array_runs_every_job_once_and_shares_imports(lab):
 
 def test_a_failure_is_told_with_its_last_lines(lab):
     made = sweep(lab, [0, 13])
-    code, err = ended(runner(made))
+    code, err = ended(start_runner(made))
     assert code == 1
     assert "| ValueError: loss is not finite" in err
     assert "1 of 2 jobs failed" in err
@@ -142,7 +64,7 @@ def test_a_failure_is_told_with_its_last_lines(lab):
 @pytest.mark.parametrize("how", ["signal", "preemption"])
 def test_a_task_that_makes_room_goes_on_where_it_was(lab, how):
     made = sweep(lab, [0], steps=80)
-    one = runner(made)
+    one = start_runner(made)
     until(lambda: (made.folder / "jobs").is_dir() and any(s for s in starts(made)), 30)
     time.sleep(2)
     if how == "signal":
@@ -162,7 +84,7 @@ def test_a_task_that_makes_room_goes_on_where_it_was(lab, how):
 
 def test_a_task_that_runs_out_of_time_is_requeued(lab):
     made = sweep(lab, [0], steps=600, minutes=1, warning_seconds=30)
-    code, err = ended(runner(made), 240)
+    code, err = ended(start_runner(made), 240)
     assert code == 0, err
     assert len(starts(made)) > 1
     assert starts(made)[1][1] > 0
@@ -170,14 +92,14 @@ def test_a_task_that_runs_out_of_time_is_requeued(lab):
 
 def test_a_runner_that_ended_leaves_the_queue_and_the_next_one_follows_it(lab):
     made = sweep(lab, [0, 1], steps=60)
-    one = runner(made)
+    one = start_runner(made)
     until(lambda: len(starts(made)) == 2, 30)
     one.send_signal(signal.SIGINT)
     code, err = ended(one)
     assert code == 130
     assert "to end them: scancel" in err
     before = queue()
-    code, err = ended(runner(made))
+    code, err = ended(start_runner(made))
     assert code == 0, err
     assert len(before) == 2
     assert len(starts(made)) == 2
@@ -186,7 +108,7 @@ def test_a_runner_that_ended_leaves_the_queue_and_the_next_one_follows_it(lab):
 
 def test_a_task_that_was_cancelled_is_said(lab):
     made = sweep(lab, [0], steps=600)
-    one = runner(made)
+    one = start_runner(made)
     until(lambda: len(starts(made)) == 1, 30)
     (task,) = [line.split()[0] for line in queue()]
     subprocess.run(["scancel", task], check=True)
@@ -202,7 +124,7 @@ def test_an_unknown_partition_is_answered_with_the_nearest(lab):
 
 def test_what_sbatch_refuses_is_said(lab):
     made = sweep(lab, [0], memory_gb=900.0)
-    code, err = ended(runner(made))
+    code, err = ended(start_runner(made))
     assert code == 1
     assert "error: executor=slurm: sbatch refused the jobs: sbatch: error:" in err
     assert "not available" in err

@@ -4,16 +4,15 @@ import collections
 import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from runner_kit import small_sweep, start_runner, until
 from test_sweep_plan import experiment, result
 
-from da_leukemia.config import Data, Domain, Experiment, Trainer
+from da_leukemia.config import Experiment, Trainer
 from da_leukemia.errors import UserError
 from da_leukemia.sweep import attempt, conduct, ledger, local, server
 from da_leukemia.sweep.attempt import attempt as run_attempt
@@ -81,14 +80,7 @@ def lab(tmp_path, monkeypatch):
 
 
 def one_source(folder: Path, seeds: list[int], seconds: float = 0.0) -> Experiment:
-    return experiment(
-        folder,
-        data=Data(domains={"scope": Domain(), "phone": Domain()}),
-        methods=["fair"],
-        sources=["scope"],
-        seeds=seeds,
-        trainer=Trainer(clip=seconds, accelerator="cpu"),
-    )
+    return small_sweep(folder, seeds, Trainer(clip=seconds, accelerator="cpu"))
 
 
 def execute(made: Experiment, places: int = 2) -> dict[str, str]:
@@ -109,29 +101,6 @@ def pids(made: Experiment) -> list[int]:
 
 def begun(made: Experiment) -> int:
     return sum(n for what, n in journal(made).items() if what.startswith("begins"))
-
-
-def until(condition, seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def runner(made: Experiment, worker: str = TRIAL) -> subprocess.Popen[str]:
-    """Start a runner of its own for the experiment."""
-    from da_leukemia.config import save_experiment
-
-    file = Path(made.runs_dir) / "trial.yaml"
-    save_experiment(made, file)
-    return subprocess.Popen(
-        [sys.executable, Path(made.runs_dir) / "runner.py", str(file), worker],
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would theirs.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def alive(pid: int) -> bool:
@@ -218,7 +187,7 @@ def test_kill_9_leaves_no_orphan_and_the_next_run_ends_the_same(lab):
     execute(whole, places=3)
     slow = one_source(lab, [0, 1, 2], seconds=30.0)
     slow.processes = 2
-    one = runner(slow)
+    one = start_runner(slow, TRIAL)
     until(lambda: begun(slow) == 2)
     os.kill(one.pid, signal.SIGKILL)
     one.wait()
@@ -228,7 +197,7 @@ def test_kill_9_leaves_no_orphan_and_the_next_run_ends_the_same(lab):
     jobs = make_plan(slow)
     until(lambda: {ledger.examine(slow.folder, job).state for job in jobs} == {"waiting"})
     (lab / "trial_worker.py").write_text(WORKER.replace("time.sleep", "(lambda seconds: None)"))
-    again = runner(slow)
+    again = start_runner(slow, TRIAL)
     assert again.wait() == 0
     found = ledger.collect(slow.folder, make_plan(slow))
     wanted = ledger.collect(whole.folder, make_plan(whole))
@@ -239,7 +208,7 @@ def test_kill_9_leaves_no_orphan_and_the_next_run_ends_the_same(lab):
 def test_an_interruption_ends_the_jobs_and_says_how_to_go_on(lab, signum):
     made = one_source(lab, [0, 1, 2], seconds=30.0)
     made.processes = 2
-    one = runner(made)
+    one = start_runner(made, TRIAL)
     until(lambda: begun(made) == 2)
     one.send_signal(signum)
     _, err = one.communicate(timeout=20)
@@ -253,7 +222,7 @@ def test_an_interruption_ends_the_jobs_and_says_how_to_go_on(lab, signum):
 def test_two_runners_never_run_a_job_twice(lab):
     made = one_source(lab, list(range(100, 106)), seconds=0.15)
     made.processes = 2
-    both = [runner(made), runner(made)]
+    both = [start_runner(made, TRIAL), start_runner(made, TRIAL)]
     assert [one.wait() for one in both] == [0, 0]
     assert len(journal(made)) == 12
     assert set(journal(made).values()) == {1}
@@ -261,9 +230,9 @@ def test_two_runners_never_run_a_job_twice(lab):
 
 def test_a_runner_takes_over_from_one_that_was_killed(lab):
     made = one_source(lab, [0], seconds=2.0)
-    first = runner(made)
+    first = start_runner(made, TRIAL)
     until(lambda: begun(made) == 1)
-    second = runner(made)
+    second = start_runner(made, TRIAL)
     time.sleep(0.5)
     assert begun(made) == 1
     first.kill()
@@ -277,7 +246,7 @@ def test_the_worker_is_imported_once_for_all_jobs(lab):
     (lab / "heavy_worker.py").write_text(note + WORKER)
     made = one_source(lab, list(range(100, 106)))
     made.processes = 1
-    assert runner(made, "heavy_worker:run_job").wait() == 0
+    assert start_runner(made, "heavy_worker:run_job").wait() == 0
     assert (lab / "heavy_worker.py.imported").read_text() == "x"
 
 
@@ -292,7 +261,7 @@ def test_the_worker_is_imported_once_for_all_jobs(lab):
 def test_a_worker_that_cannot_be_imported_is_said_once(lab, code, said):
     (lab / "broken_worker.py").write_text(code)
     made = one_source(lab, [0])
-    one = runner(made, "broken_worker:run_job")
+    one = start_runner(made, "broken_worker:run_job")
     _, err = one.communicate(timeout=20)
     assert one.returncode == 1
     assert said in err
