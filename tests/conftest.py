@@ -61,3 +61,11 @@ def make_job(smears: Path) -> Callable[..., Job]:
         )
 
     return make
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Path]:
+    """Return what runs a job in a folder of its own (or the one named) and returns the folder."""
+    from job_kit import run_in
+
+    return lambda job, name=None: run_in(tmp_path / (name or job.hash), job)

@@ -11,8 +11,8 @@ import adaptation_kit as kit
 import numpy as np
 import pytest
 import torch
+from job_kit import L_, H, detector_part, relabel, rows, run_in, same_weights, weights
 from test_shipped import METHODS
-from test_worker import L_, H, detector_part, relabel, rows, same_weights
 
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.settings import COMPONENTS, Method
@@ -23,12 +23,10 @@ from da_leukemia.config import (
     active_components,
     load_experiment,
     load_method,
-    save_job,
 )
 from da_leukemia.config.check import check_fit
 from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation.records import load_records
-from da_leukemia.sweep import worker
 from da_leukemia.sweep.plan import needs_target
 
 PRESETS = [path.stem for path in METHODS]
@@ -120,10 +118,7 @@ def run(make_job, roots, results):
         folder = results / f"{job.hash}_{labels}"
         if (folder / "result.json").is_file():
             return folder
-        folder.mkdir(exist_ok=True)
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        return folder
+        return run_in(folder, job)
 
     return run_
 
@@ -134,8 +129,7 @@ def test_a_preset_trains_and_needs_no_label_of_the_target(kind, name, run):
     losses = {k: v for row in rows(folder) for k, v in row.items() if k.startswith("train/")}
     assert losses
     assert all(np.isfinite(float(v)) for v in losses.values() if v)
-    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(v.isfinite().all() for v in state.values())
+    assert all(v.isfinite().all() for v in weights(folder).values())
     blind = run(eager(name, kind), "deleted", kind=kind, name=name)
     assert same_weights(folder, blind)
     assert rows(folder) == rows(blind)

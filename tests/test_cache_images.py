@@ -13,10 +13,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from job_kit import metrics, run_in, weights
 from PIL import Image
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Data, Domain, save_job
+from da_leukemia.config import Data, Domain
 from da_leukemia.data import images
 from da_leukemia.data.cache import read_cached
 from da_leukemia.data.dataset import FieldDataset
@@ -26,7 +27,6 @@ from da_leukemia.data.preparation import Preparation
 from da_leukemia.data.readers import DomainSource
 from da_leukemia.errors import ConfigError, DataError
 from da_leukemia.labels import WBC
-from da_leukemia.sweep import worker
 
 SIZE = 96
 HOW = Preparation(SIZE)
@@ -101,19 +101,16 @@ def test_a_data_set_gives_the_same_pictures_from_any_store(smears, tmp_path):
 @pytest.mark.parametrize("cache", ["disk", "none"])
 def test_training_is_bit_for_bit_the_same_with_any_store(make_job, tmp_path, cache):
     method = Method(components=[{"name": "adversarial"}])
-    weights, scores, hashes = [], [], []
+    trained, scores, hashes = [], [], []
     for kind in ("memory", cache, cache):
         job = make_job(method, data={"image_cache": kind, "cache_dir": str(tmp_path / "cache")})
-        folder = tmp_path / f"{kind}{len(weights)}"
-        folder.mkdir()
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        weights.append(torch.load(folder / "checkpoints" / "last.ckpt")["state_dict"])
-        scores.append({d: t["metrics"] for d, t in worker.read_result(folder)["tests"].items()})
+        folder = run_in(tmp_path / f"{kind}{len(trained)}", job)
+        trained.append(weights(folder))
+        scores.append(metrics(folder))
         hashes.append(job.hash)
     assert len(set(hashes)) == 1
-    for other in weights[1:]:
-        assert all(torch.equal(weights[0][k], other[k]) for k in other)
+    for other in trained[1:]:
+        assert all(torch.equal(trained[0][k], other[k]) for k in other)
     assert scores[0] == scores[1] == scores[2]
 
 

@@ -7,8 +7,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from cells_kit import five_types, picture, put
+from job_kit import detector_part, same_weights
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
 from da_leukemia.config import (
@@ -85,26 +85,8 @@ def make(devices, tmp_path):
     return make_
 
 
-@pytest.fixture
-def run(tmp_path):
-    def run_(job, name=None):
-        folder = tmp_path / "sweep" / "jobs" / (name or job.hash)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        return folder
-
-    return run_
-
-
-def weights(folder):
-    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return {k: v for k, v in state.items() if k.startswith(("detector.", "ema."))}
-
-
 def same(one, other):
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    return same_weights(one, other, detector_part)
 
 
 def scores_of(folder):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import test_matrix_support as support
 import torch
+from job_kit import run_in, weights
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Data, Domain, Experiment, load_method, save_job
+from da_leukemia.config import Data, Domain, Experiment, load_method
 from da_leukemia.errors import ConfigError
 from da_leukemia.report import gather, write_report
 from da_leukemia.sweep import ledger, worker
@@ -120,11 +121,7 @@ def test_one_that_goes_on_and_then_estimates_statistics_trains(make_job):
 @pytest.fixture
 def run(tmp_path):
     def run_(job):
-        folder = ledger.job_folder(tmp_path / "sweep", job.hash)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        return folder
+        return run_in(ledger.job_folder(tmp_path / "sweep", job.hash), job)
 
     return run_
 
@@ -159,7 +156,7 @@ def test_it_differs_from_its_method_in_what_it_sees_alone(make_job, run, tmp_pat
     assert [rate for _, rate in steps["twin"]] == [rate for _, rate in steps["method"]]
     assert {tuple(seen) for seen, _ in steps["twin"]} == {("source",)}
     assert {tuple(seen) for seen, _ in steps["method"]} == {("target",)}
-    after = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    after = weights(folder)
     assert any(not torch.equal(mine[k], after[k]) for k in mine if k.startswith("detector."))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from job_kit import checkpoint, run_in
 from test_matrix_support import SPACE, make_experiment, make_result
 
 from da_leukemia.adaptation.settings import Method
@@ -27,15 +28,7 @@ H, L_ = "H_100X_C2", "L_100X_C2"
 def job_folder(make_job, tmp_path):
     """A trained job that was tested on the device it learned from."""
     job = make_job(Method(), target=None, tests=[H])
-    folder = tmp_path / "job"
-    folder.mkdir()
-    save_job(job, folder / "config.yaml")
-    worker.run_job(folder)
-    return folder
-
-
-def checkpoint(folder):
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return run_in(tmp_path / "job", job)
 
 
 def test_a_job_leaves_a_slim_checkpoint_that_more_tests_and_cards_come_from(make_job, job_folder):

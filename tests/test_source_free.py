@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from job_kit import run_in, same_weights, weights
 from lightning import Trainer
 
 from da_leukemia.adaptation.base import NoSource
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Data, Domain, Experiment, save_job
+from da_leukemia.config import Data, Domain, Experiment
 from da_leukemia.errors import ConfigError
 from da_leukemia.sweep import ledger, worker
 from da_leukemia.sweep.plan import adapts_after_training, make_plan, source_model
@@ -26,22 +27,9 @@ FREE = Method(source_free=True, components=[TEACHER], learning_rate_factor=0.1)
 @pytest.fixture
 def run(tmp_path):
     def run_(job, sweep="sweep"):
-        folder = ledger.job_folder(tmp_path / sweep, job.hash)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        return folder
+        return run_in(ledger.job_folder(tmp_path / sweep, job.hash), job)
 
     return run_
-
-
-def weights(folder):
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def same(one, other):
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_it_starts_from_the_tested_weights_of_its_source_model(
@@ -107,7 +95,7 @@ def test_no_image_of_the_source_is_opened_and_no_label_of_the_target_matters(
     given = replace(
         job, detector=replace(job.detector, init_from=str(start / "checkpoints/last.ckpt"))
     )
-    assert same(whole, run(given, "bare_sweep"))
+    assert same_weights(whole, run(given, "bare_sweep"))
 
 
 def test_asking_for_the_source_is_an_error():
@@ -163,7 +151,7 @@ def test_what_adapts_after_training_trains_nothing_of_its_own(make_job, run, mon
         patch.setattr(worker, "adapts_after_training", lambda job: False)
         own = run(job, "own")
     taken = run(job, "taken")
-    assert same(own, taken)
+    assert same_weights(own, taken)
     results = [worker.read_result(folder)["tests"] for folder in (own, taken)]
     assert results[0] == results[1]
     steps = []

@@ -7,10 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
+from job_kit import same_weights
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Trainer, save_job
+from da_leukemia.config import Trainer
 from da_leukemia.data.datamodules import DomainDataModule
 from da_leukemia.data.dataset import EpochSampler, ShareSampler, shares
 from da_leukemia.data.experiment import read_experiment_data
@@ -24,26 +24,6 @@ from da_leukemia.sweep.facts import read_facts
 H, L = "H_100X_C2", "L_100X_C2"
 BOTH = f"{H}+{L}"
 FEW = Method(target_labels=2)
-
-
-@pytest.fixture
-def run(tmp_path):
-    def run_(job, name):
-        folder = tmp_path / name
-        folder.mkdir()
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        return folder
-
-    return run_
-
-
-def weights(folder):
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def same(one, other):
-    return all(torch.equal(v, weights(other)[k]) for k, v in weights(one).items())
 
 
 def module(job, batch_size=5, few=(), how=None, sources=(H, L)):
@@ -177,9 +157,9 @@ def test_labels_of_other_target_fields_cannot_be_reached(make_job, run, smears, 
     shutil.copytree(smears, bare)
     without_labels(bare, [])
     whole = run(job, "whole")
-    assert same(whole, run(make_job(FEW, data={"root": str(root)}), "rest_deleted"))
-    assert not same(whole, run(make_job(FEW, data={"root": str(bare)}), "all_deleted"))
-    assert not same(whole, run(make_job(Method(), target=None), "source_only"))
+    assert same_weights(whole, run(make_job(FEW, data={"root": str(root)}), "rest_deleted"))
+    assert not same_weights(whole, run(make_job(FEW, data={"root": str(bare)}), "all_deleted"))
+    assert not same_weights(whole, run(make_job(Method(), target=None), "source_only"))
     changed = read_facts(make_job(FEW, data={"root": str(bare)}).data).trained_on(job)
     assert changed["few_labelled"] != facts.trained_on(job)["few_labelled"]
     assert np.isfinite(worker.read_result(whole)["tests"][L]["metrics"]["ap50"])

@@ -8,7 +8,8 @@ import json
 import adaptation_kit as kit
 import numpy as np
 import pytest
-from test_worker import FAIR, L_, H, relabel, rows, same_weights
+from job_kit import L_, H, relabel, rows, same_weights
+from test_worker import FAIR
 
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import (
@@ -20,7 +21,6 @@ from da_leukemia.config import (
     TwoStage,
     load_experiment,
     load_method,
-    save_job,
     shipped,
 )
 from da_leukemia.data.fields import FieldIndex
@@ -45,18 +45,6 @@ TWO_STAGE = {
     "two_stage": TwoStage(anchors=[3.0], proposals=24, sampled=16, hidden=16),
 }
 FAINT = {"one_stage": 0.011, "faster_rcnn": 2e-3}
-
-
-@pytest.fixture
-def run(tmp_path):
-    def run_(job, name=None):
-        folder = tmp_path / (name or job.hash)
-        folder.mkdir(exist_ok=True)
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        return folder
-
-    return run_
 
 
 # --- what a job may know -----------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import shutil
@@ -11,6 +10,18 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from job_kit import (
+    L_,
+    H,
+    Stop,
+    checkpoint,
+    detector_part,
+    metrics,
+    relabel,
+    rows,
+    same_weights,
+    weights,
+)
 from PIL import Image
 
 from da_leukemia import cli
@@ -23,7 +34,6 @@ from da_leukemia.sweep import ledger, worker
 from da_leukemia.sweep.facts import read_facts
 from da_leukemia.tasks.detection import DivergedError
 
-H, L_ = "H_100X_C2", "L_100X_C2"
 FAIR = Method()
 PLAIN = Method(augmentation="weak", ema=False)
 ADAPTED = Method(
@@ -32,45 +42,6 @@ ADAPTED = Method(
         {"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.011},
     ]
 )
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Run a job in a folder of its own (or the one named) and return the folder."""
-
-    def run_(job, name=None):
-        folder = tmp_path / (name or job.hash)
-        folder.mkdir(exist_ok=True)
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        return folder
-
-    return run_
-
-
-def weights(folder):
-    """Load the checkpoint the way that executes nothing."""
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def same_weights(one, other):
-    a, b = weights(one)["state_dict"], weights(other)["state_dict"]
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def detector_part(folder):
-    state = weights(folder)["state_dict"]
-    return {k: v for k, v in state.items() if k.startswith(("detector.", "ema."))}
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def metrics(folder):
-    result = worker.read_result(folder)
-    return {d: t["metrics"] for d, t in result["tests"].items()}
 
 
 # --- what a job leaves -------------------------------------------------------------------------
@@ -136,7 +107,7 @@ def test_a_row_has_scores_only_where_there_was_a_validation(make_job, run):
 def test_the_budget_is_the_number_of_steps_whatever_the_epochs(make_job, run):
     for steps, epoch_steps in ((5, 2), (2, 100)):
         folder = run(make_job(FAIR, trainer={"steps": steps, "epoch_steps": epoch_steps}))
-        assert weights(folder)["global_step"] == steps
+        assert checkpoint(folder)["global_step"] == steps
         assert rows(folder)[-1]["step"] == str(steps)
 
 
@@ -156,7 +127,7 @@ def test_running_again_changes_nothing(make_job, run):
 def test_a_new_test_device_is_only_tested(make_job, run, monkeypatch):
     first = make_job(FAIR, target=None, tests=[H])
     folder = run(first)
-    before, trained = worker.read_result(folder), weights(folder)["state_dict"]
+    before, trained = worker.read_result(folder), weights(folder)
     tested = []
     original = worker.predict_domain
     monkeypatch.setattr(
@@ -173,7 +144,7 @@ def test_a_new_test_device_is_only_tested(make_job, run, monkeypatch):
     assert after["tests"][H] == before["tests"][H]
     assert after["timings"]["train_s"] == before["timings"]["train_s"]
     assert len(rows(folder)) == 2
-    now = weights(folder)["state_dict"]
+    now = weights(folder)
     assert all(torch.equal(now[k], v) for k, v in trained.items())
 
 
@@ -248,10 +219,6 @@ def test_nobody_is_tested_on_whom_a_device_added_later_moved_into_the_test(make_
 # --- interrupted -------------------------------------------------------------------------------
 
 
-class Stop(Exception):
-    pass
-
-
 def interrupted(job, folder, monkeypatch, after):
     """Run a job and stop it dead in the step that follows ``after`` steps."""
     folder.mkdir(exist_ok=True)
@@ -279,14 +246,14 @@ def test_a_run_that_was_killed_twice_ends_as_if_it_had_not(
     parts = tmp_path / "parts"
     # In the second epoch, so its first step is trained twice; then right at an epoch's start.
     interrupted(job, parts, monkeypatch, after=3)
-    assert weights(parts)["global_step"] == 2
+    assert checkpoint(parts)["global_step"] == 2
     interrupted(job, parts, monkeypatch, after=4)
-    assert weights(parts)["global_step"] == 4
+    assert checkpoint(parts)["global_step"] == 4
     run(job, "parts")
     assert same_weights(whole, parts)
     assert metrics(whole) == metrics(parts)
     assert rows(whole) == rows(parts)
-    one, other = weights(whole)["optimizer_states"][0], weights(parts)["optimizer_states"][0]
+    one, other = checkpoint(whole)["optimizer_states"][0], checkpoint(parts)["optimizer_states"][0]
     for key, state in one["state"].items():
         assert all(torch.equal(v, other["state"][key][k]) for k, v in state.items())
 
@@ -331,7 +298,7 @@ def test_a_checkpoint_that_was_cut_off_is_trained_again(make_job, run):
 
 def test_a_checkpoint_holds_nothing_that_is_executed(make_job, run):
     folder = run(make_job(ADAPTED))
-    content = weights(folder)  # weights_only=True refuses anything but data
+    content = checkpoint(folder)  # weights_only=True refuses anything but data
     assert content["global_step"] == 4
     assert any(k.startswith("ema.model.") for k in content["state_dict"])
     names = sorted(p.name for p in (folder / "checkpoints").iterdir())
@@ -417,32 +384,6 @@ def test_adaptation_of_no_weight_is_the_fair_source_only_to_the_last_bit(make_jo
         assert metrics(twin) == metrics(adapted)
 
 
-def relabel(root, domain, drop=False):
-    """Give a device's cells the boxes and labels of others, or none at all."""
-    rng = np.random.default_rng(5)
-    changed = 0
-    for path in sorted((root / domain / "json_labels").rglob("*.json")):
-        content = json.loads(path.read_text())
-        cells = content["annotations"]
-        changed += len(cells)
-        if drop:
-            content["annotations"] = []
-        else:
-            for cell in cells:
-                x, y = (int(v) for v in rng.integers(0, 400, 2))
-                cell["bbox"] = [x, y, 30, 40]
-            images = [c["image_id"] for c in cells]
-            kinds = [c["category_id"] for c in cells]
-            for cell, i, k in zip(
-                cells, rng.permutation(images), rng.permutation(kinds), strict=True
-            ):
-                cell["image_id"], cell["category_id"] = int(i), int(k)
-        path.write_text(json.dumps(content))
-    for path in (root / domain).rglob("*.txt"):
-        path.unlink()
-    assert changed
-
-
 def test_training_is_the_same_when_the_targets_labels_are_shuffled_or_deleted(
     make_job, run, smears, tmp_path
 ):
@@ -514,7 +455,7 @@ def test_the_source_is_seen_alike_with_and_without_a_target(make_job, run, monke
     for one, both in zip(alone, beside, strict=True):
         assert len(both) == 2 * len(one)
         assert torch.equal(both[: len(one)], one)
-    assert int(weights(twin)["state_dict"]["ema.updates"]) == 4  # the average follows every step
+    assert int(weights(twin)["ema.updates"]) == 4  # the average follows every step
 
 
 def test_epochs_go_on_in_the_stream_of_fields_also_after_an_interruption(
@@ -541,7 +482,7 @@ def test_source_target_and_components_draw_different_numbers():
 
 def test_a_job_can_start_from_the_tested_weights_of_another(make_job, run):
     first = run(make_job(FAIR), "first")
-    given = weights(first)["state_dict"]
+    given = weights(first)
     job = make_job(FAIR, detector={"init_from": str(first / "checkpoints" / "last.ckpt")})
     task = worker.build_task(job)
     for name, value in task.detector.state_dict().items():
@@ -554,7 +495,7 @@ def test_start_weights_of_another_label_space_fit_but_for_the_last_layer(make_jo
     path = run(make_job(FAIR), "first") / "checkpoints" / "last.ckpt"
     job = make_job(FAIR, detector={"init_from": str(path)}, data={"label_space": "lineage"})
     task = worker.build_task(job)
-    given = weights(path.parent.parent)["state_dict"]
+    given = weights(path.parent.parent)
     own = task.detector.state_dict()
     assert own["head.score.weight"].shape[0] == 4
     key = "backbone.body.conv_stem.weight"
@@ -576,7 +517,7 @@ def test_start_weights_that_cannot_be_used_are_refused(make_job, tmp_path):
 def test_bf16_trains(make_job, run):
     job = make_job(ADAPTED, trainer={"precision": "bf16-mixed", "steps": 2})
     folder = run(job)
-    state = weights(folder)["state_dict"]
+    state = weights(folder)
     assert all(v.dtype != torch.bfloat16 and v.isfinite().all() for v in state.values())
     assert job.hash == make_job(ADAPTED, trainer={"steps": 2}).hash  # where, not what
 
@@ -599,7 +540,7 @@ def test_a_diverging_loss_is_named_and_the_last_checkpoint_kept(
         with pytest.raises(DivergedError, match=named):
             run(job, "bad")
     folder = tmp_path / "bad"
-    assert weights(folder)["global_step"] == 2
+    assert checkpoint(folder)["global_step"] == 2
     assert not (folder / "result.json").exists()
     with caplog.at_level(logging.WARNING):
         worker.evaluate_job(folder)
@@ -621,7 +562,7 @@ def test_weights_that_are_no_numbers_are_never_kept(make_job, run, tmp_path, mon
     monkeypatch.setattr(worker.DetectionTask, "on_train_batch_end", poisoned)
     with pytest.raises(DivergedError, match=r"step 4.*weights"):
         run(make_job(FAIR, trainer={"steps": 6}), "bad")
-    assert weights(tmp_path / "bad")["global_step"] == 2
+    assert checkpoint(tmp_path / "bad")["global_step"] == 2
 
 
 def test_a_job_without_the_target_in_its_data_is_refused_before_training(make_job, run):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_worker import Stop, metrics, relabel, rows, same_weights, weights
+from job_kit import L_, H, Stop, metrics, relabel, rows, same_weights, weights
 
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Selection, load_experiment, save_job
@@ -15,24 +15,11 @@ from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation.label_free import SCORERS
 from da_leukemia.sweep import epochs, worker
 
-H, L_ = "H_100X_C2", "L_100X_C2"
 TEACHER = Method(
     components=[{"name": "mean_teacher", "burn_in": 0.0, "ramp": 0.0, "threshold": 0.011}]
 )
 ON = Selection(every=1, images=3)
 LABEL_FREE = ("epoch", "step", "source_validation", "scores")
-
-
-@pytest.fixture
-def run(tmp_path):
-    def run_(job, name=None):
-        folder = tmp_path / (name or job.hash)
-        folder.mkdir(exist_ok=True)
-        save_job(job, folder / "config.yaml")
-        worker.run_job(folder)
-        return folder
-
-    return run_
 
 
 def recorded(folder):
@@ -81,7 +68,7 @@ def test_weights_are_kept_where_that_is_wanted(make_job, run):
     folder = run(make_job(Method(), selection=Selection(every=1, images=2, keep=True)))
     assert [p.name for p in sorted((folder / "epochs").iterdir())] == ["00001.pt", "00002.pt"]
     kept = torch.load(folder / "epochs" / "00002.pt", weights_only=True)
-    state, name = weights(folder)["state_dict"], "ema.model."
+    state, name = weights(folder), "ema.model."
     average = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
     assert kept["step"] == 4
     assert kept["network"].keys() == average.keys()

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from job_kit import L_, H, run_in, weights
 
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import save_job
 from da_leukemia.evaluation.records import load_records
 from da_leukemia.sweep import worker
 
-H, L_ = "H_100X_C2", "L_100X_C2"
-
 
 def run(job, folder):
-    folder.mkdir()
-    save_job(job, folder / "config.yaml")
-    worker.run_job(folder)
+    run_in(folder, job)
     scores = {}
     for device in (H, L_):
         records = load_records(folder / "records" / f"{device}.npz")
         scores[device] = np.concatenate([r.scores for r in records])
-    weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return scores, weights
+    return scores, weights(folder)
 
 
 def test_the_network_is_finished_for_the_target_alone(make_job, tmp_path):
