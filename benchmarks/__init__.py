@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,3 +26,34 @@ def use(device: str, threads: int | None) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def chip(device: torch.device) -> str:
+    """Return the name of what computes, with the threads of a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def timed(
+    step: Callable[[], None],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Callable[[], float]:
+    """Return a function that makes a step and returns its seconds, the device's work included."""
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def run() -> float:
+        wait()
+        begun = clock()
+        step()
+        wait()
+        return clock() - begun
+
+    return run

@@ -14,17 +14,14 @@ machine slows all alike; the median of the repeats counts.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks import use
+from benchmarks import chip, timed, use
 from benchmarks.train_step import make_targets
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.settings import Method
@@ -102,13 +99,7 @@ def stepper(
     optimiser = task.configure_optimizers()["optimizer"]
     parameters = [p for p in task.parameters() if p.requires_grad]
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def step() -> float:
-        wait()
-        begun = time.perf_counter()
+    def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             total = task.training_step(batch, 0)
         optimiser.zero_grad()
@@ -116,10 +107,8 @@ def stepper(
         nn.utils.clip_grad_norm_(parameters, task.settings.clip)
         optimiser.step()
         task.on_train_batch_end()
-        wait()
-        return time.perf_counter() - begun
 
-    return step
+    return timed(step, device)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -164,8 +153,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
                 taken[preset].append(seconds)
     median = {preset: statistics.median(times) for preset, times in taken.items()}
 
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    print(f"{chip}, torch {torch.__version__}, {'bf16' if given.bf16 else 'float32'}")
+    print(f"{chip(device)}, torch {torch.__version__}, {'bf16' if given.bf16 else 'float32'}")
     print(
         f"{given.backbone}, {given.batch} images of {given.size} px of the source, "
         f"{given.target_images:g} of the target beside each, "
@@ -178,10 +166,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         each = ratios[preset] * tasks[TWIN].images / images
         print(f"{preset:24}{1000 * median[preset]:9.1f}{ratios[preset]:8.2f}{images:8}{each:17.2f}")
     return ratios
-
-
-def _processor() -> str:
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

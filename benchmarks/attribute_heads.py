@@ -12,7 +12,6 @@ LeukemiaAttri's label space (14 types, seven attributes); ``--cells`` boxes of e
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import use
+from benchmarks import chip, timed, use
 from benchmarks.train_step import make_targets
 from da_leukemia.config import Attributes, Detector
 from da_leukemia.data.batches import Targets
@@ -52,22 +51,14 @@ def stepper(
     optimiser = torch.optim.AdamW(detector.parameters(), lr=1e-4)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def step() -> float:
-        wait()
-        begun = clock()
+    def step() -> None:
         losses = detector.loss(detector(given), targets)
         total = torch.stack([v.float() for v in losses.values()]).sum()
         optimiser.zero_grad()
         torch.autograd.backward(total)
         optimiser.step()
-        wait()
-        return clock() - begun
 
-    return detector, step
+    return detector, timed(step, device, clock)
 
 
 def operations(step: Callable[[], float]) -> int:
@@ -113,8 +104,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     ratios = {variant: seconds / fastest[NONE] for variant, seconds in fastest.items()}
     work = {variant: operations(step) for variant, (_, step) in built.items()}
 
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    print(f"{chip}, torch {torch.__version__}, {given.kind} on {given.backbone}")
+    print(f"{chip(device)}, torch {torch.__version__}, {given.kind} on {given.backbone}")
     print(
         f"{given.batch} images of {given.size} px, {given.cells} cells each, {given.rounds} rounds"
     )

@@ -20,10 +20,7 @@ that is most of the difference: ``--channels 256 --depth 4`` gives it FCOS's wid
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -33,7 +30,7 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 
-from benchmarks import use
+from benchmarks import chip, timed, use
 from da_leukemia.config import Detector
 from da_leukemia.data.batches import Targets
 from da_leukemia.labels import WBC, LabelSpace
@@ -120,22 +117,14 @@ def stepper(
     network.train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def step() -> float:
-        wait()
-        begun = time.perf_counter()
+    def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             total = torch.stack([v.float() for v in losses().values()]).sum()
         optimiser.zero_grad()
         torch.autograd.backward(total)
         optimiser.step()
-        wait()
-        return time.perf_counter() - begun
 
-    return step
+    return timed(step, device)
 
 
 def measure(
@@ -187,8 +176,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     seconds = measure(steppers, given.repeats, given.warmup)
     speed = {name: given.batch / s for name, s in seconds.items()}
 
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    print(f"{chip}, torch {torch.__version__}, {'bf16' if given.bf16 else 'float32'}")
+    print(f"{chip(device)}, torch {torch.__version__}, {'bf16' if given.bf16 else 'float32'}")
     print(
         f"{given.backbone}, {given.batch} images of {given.size} px, "
         f"median of {given.repeats} steps in turns"
@@ -199,10 +187,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         ratio = speed[name] / speed["torchvision FCOS"]
         print(f"{name:20}{speed[name]:10.1f}{ratio:8.2f}{count / 1e6:11.2f} M")
     return speed
-
-
-def _processor() -> str:
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":
