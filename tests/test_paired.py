@@ -64,6 +64,23 @@ def test_fields_of_a_patient_change_sides_together():
     assert grouped == pytest.approx(0.25, abs=0.05)  # 2 of 2^3
 
 
+def test_an_exchange_that_comes_again_is_not_scored_again():
+    asked = []
+
+    class Counted(Means):
+        def statistic(self, first):
+            asked.append(first.tobytes())
+            return super().statistic(first)
+
+    pair = Counted(
+        [0.9, 0.2, 0.7, 0.8, 0.5, 0.6], [0.5, 0.6, 0.1, 0.2, 0.1, 0.3], ["a", "b", "c"] * 2
+    )
+    found = randomization_test([pair], 500)
+    assert len(asked) == len(set(asked)) == 2**3
+    assert found == randomization_test([Means(pair.first, pair.second, pair.groups)], 500)
+    assert found.p == pytest.approx(0.5, abs=0.06)  # b is even, a and c must go the same way
+
+
 def test_seeds_are_averaged_and_one_patient_tells_nothing():
     up, down = Means([1.0] * 8, [0.0] * 8), Means([0.0] * 8, [1.0] * 8)
     found = randomization_test([up, down], 200)

@@ -62,14 +62,23 @@ def randomization_test(
     groups = list(pairs[0].groups)
     names, member = np.unique(np.array(groups, dtype=np.str_), return_inverse=True)
 
-    def difference(first: NDArray[np.bool_]) -> float:
-        return float(np.mean([p.statistic(first) - p.statistic(~first) for p in pairs]))
+    known: dict[bytes, list[float]] = {}  # few groups have few exchanges: each is scored once
 
-    observed = difference(np.ones(len(groups), dtype=bool))
+    def scores(first: NDArray[np.bool_]) -> list[float]:
+        key = first.tobytes()
+        if key not in known:
+            known[key] = [p.statistic(first[member]) for p in pairs]
+        return known[key]
+
+    def difference(first: NDArray[np.bool_]) -> float:
+        both = zip(scores(first), scores(~first), strict=True)
+        return float(np.mean([one - other for one, other in both]))
+
+    observed = difference(np.ones(len(names), dtype=bool))
     if len(names) < 2 or not np.isfinite(observed):
         return Randomization(observed, float("nan"))
     rng = np.random.default_rng(rng_seed)
-    drawn = [difference(rng.random(len(names))[member] < 0.5) for _ in range(permutations)]
+    drawn = [difference(rng.random(len(names)) < 0.5) for _ in range(permutations)]
     extreme = np.abs(np.array(drawn)[np.isfinite(drawn)]) >= abs(observed) - 1e-12
     return Randomization(observed, float((1 + extreme.sum()) / (1 + len(extreme))))
 
