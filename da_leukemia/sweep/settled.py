@@ -12,8 +12,8 @@ from da_leukemia import __version__
 from da_leukemia.config import Experiment, Job, job_of
 from da_leukemia.errors import ConfigError, UserError, counted
 from da_leukemia.sweep import ledger
-from da_leukemia.sweep.matrix import Run
 from da_leukemia.sweep.plan import reduced
+from da_leukemia.sweep.results import Run
 
 LISTED = 5
 """Differences, and jobs, that are named."""
