@@ -131,6 +131,20 @@ def test_a_job_from_before_there_was_a_second_detector_keeps_its_hash():
     assert len({first, *others}) == 3
 
 
+def test_a_job_from_before_types_were_weighted_or_targets_thinned_keeps_its_hash():
+    def hash_of(component, **recipe):
+        method = Method(components=[component], **recipe)
+        data = Data(domains={"a": Domain(), "b": Domain()})
+        settings = {"augmentation": Augmentation(), "trainer": Trainer(), "detector": Detector()}
+        return Job(
+            "m", method, source="a", target="b", seed=0, tests=["a"], data=data, **settings
+        ).hash
+
+    assert hash_of({"name": "adabn"}) == "a49e8a50fe38"
+    assert hash_of({"name": "adabn", "rounds": 2}) != "a49e8a50fe38"
+    assert hash_of({"name": "adabn"}, target_images=0.5) != "a49e8a50fe38"
+
+
 def test_a_job_has_the_same_hash_alone_as_in_its_plan(tmp_path):
     made = experiment(
         tmp_path,

@@ -45,6 +45,8 @@ def _method_identity(settings: Method) -> dict[str, Any]:
     for component in method["components"]:
         if component.get("class_weight") == 1.0:
             del component["class_weight"]
+        if component.get("rounds") == 0:
+            del component["rounds"]
     if not method["target_labels"]:
         del method["target_labels"], method["target_share"]
     if settings.target_images == 1.0 or not method["components"]:
