@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +29,7 @@ from da_leukemia.models.base import AnyDetector, Outputs
 from da_leukemia.models.ema import MovingAverage
 from da_leukemia.tasks.joining import Join
 from da_leukemia.tasks.metrics import FieldMetric
+from da_leukemia.tasks.optimisation import adamw_with_cosine
 
 # Purposes of random numbers (see `generator_for`): the source's do not shift when a target joins,
 # so that a run with every adaptation weight at zero is its source-only twin to the last bit.
@@ -128,6 +128,28 @@ class DetectionTask(L.LightningModule):
                 "train with a DomainDataModule or call detector.attributes.know(counts)"
             )
 
+    @property
+    def _progress(self) -> float:
+        """Share of the training that is done, 0 to 1."""
+        return min(1.0, self.global_step / max(1, self.settings.steps))
+
+    def _draw(self, purpose: int) -> Draw:
+        """Return this step's random numbers for one purpose."""
+        return Draw(generator_for(self.seed, self.global_step, purpose, self.device))
+
+    def _begin(self, own: Draw) -> Augmentation:
+        """Let every component begin the step; returns the augmentation that they leave."""
+        augmentation = self.augmentation
+        for component in self._components:
+            component.begin(own, self._progress)
+            augmentation = component.vary(augmentation)
+        return augmentation
+
+    def _disguise(self, images: Tensor, own: Draw) -> Tensor:
+        for component in self._components:
+            images = component.disguise(images, own)
+        return images
+
     def _views(
         self,
         batch: LabelledBatch | UnlabelledBatch,
@@ -148,39 +170,19 @@ class DetectionTask(L.LightningModule):
         del batch_idx
         if "source" not in batch:
             return self._source_free_step(batch["target"])
-        step, device = self.global_step, self.device
-        progress = min(1.0, step / max(1, self.settings.steps))
+        progress = self._progress
         source: LabelledBatch = batch["source"]
         target: UnlabelledBatch | None = batch.get("target")
-        draw = Draw(generator_for(self.seed, step, _SOURCE, device))
-        own = Draw(generator_for(self.seed, step, _COMPONENTS, device))
-
-        augmentation = self.augmentation
-        for component in self._components:
-            component.begin(own, progress)
-            augmentation = component.vary(augmentation)
-        weak_target = strong_target = None
-        size = source.images.shape[-1]
+        own = self._draw(_COMPONENTS)
+        augmentation = self._begin(own)
         composers = [c for c in self._components if c.composes(progress)]
         wanted = any(c.wants_target(progress) for c in self._components)
-        if target is not None:
-            other = Draw(generator_for(self.seed, step, _TARGET, device))
-            strong = self.strong and (wanted or bool(composers))
-            _, weak_target, strong_target = self._views(target, other, strong)
 
-        geometry, images, _ = self._views(source, draw, False, augmentation)
-        for component in self._components:
-            if weak_target is not None or component.restyles_alone:
-                style = images if weak_target is None else _spread(weak_target, len(images))
-                images = component.restyle(images, style, own)
-        targets = warp_targets(source.targets, geometry, size)
-        if self.outside_is_ground:
-            targets = replace(targets, regions=None)
-        for component in self._components:
-            images, targets = component.rework(images, targets, own)
-        weak_source = images
-        if self.strong:
-            images = strong_photometry(images, augmentation, draw)
+        weak_target = strong_target = None
+        if target is not None:
+            strong = self.strong and (wanted or bool(composers))
+            _, weak_target, strong_target = self._views(target, self._draw(_TARGET), strong)
+        weak_source, images, targets = self._source_views(source, weak_target, augmentation, own)
 
         views = None
         extras: list[tuple[Component, Extra]] = []
@@ -199,13 +201,10 @@ class DetectionTask(L.LightningModule):
             extras = [(c, c.compose(views)) for c in composers]
         parts = [images]
         if wanted and strong_target is not None:
-            for component in self._components:
-                strong_target = component.disguise(strong_target, own)
-            parts.append(strong_target)
+            parts.append(self._disguise(strong_target, own))
         seen = self._forward(parts + [extra.images for _, extra in extras])
         on_target = seen[1] if len(parts) > 1 else None
-        samples = Draw(generator_for(self.seed, step, _SAMPLES, device))
-        losses = self.detector.loss(seen[0], targets, draw=samples)
+        losses = self.detector.loss(seen[0], targets, draw=self._draw(_SAMPLES))
         if len(self.components):
             context = StepContext(
                 detector=self.detector,
@@ -225,22 +224,45 @@ class DetectionTask(L.LightningModule):
 
         return self._total(losses)
 
+    def _source_views(
+        self,
+        source: LabelledBatch,
+        style: Tensor | None,
+        augmentation: Augmentation,
+        own: Draw,
+    ) -> tuple[Tensor, Tensor, Targets]:
+        """Return the source as it is learned from: weak view, view for the student, its labels.
+
+        Args:
+            source: the labelled batch.
+            style: weak view of the target, for components that restyle the source after it.
+            augmentation: of this step.
+            own: random numbers of the components.
+        """
+        draw = self._draw(_SOURCE)
+        geometry, images, _ = self._views(source, draw, False, augmentation)
+        for component in self._components:
+            if style is not None or component.restyles_alone:
+                after = images if style is None else _spread(style, len(images))
+                images = component.restyle(images, after, own)
+        targets = warp_targets(source.targets, geometry, source.images.shape[-1])
+        if self.outside_is_ground:
+            targets = replace(targets, regions=None)
+        for component in self._components:
+            images, targets = component.rework(images, targets, own)
+        strong = strong_photometry(images, augmentation, draw) if self.strong else images
+        return images, strong, targets
+
     def _source_free_step(self, batch: UnlabelledBatch) -> Tensor:
         """One step on the target alone: what its teacher says is all there is to learn."""
-        step = self.global_step
-        own = Draw(generator_for(self.seed, step, _COMPONENTS, self.device))
-        other = Draw(generator_for(self.seed, step, _TARGET, self.device))
-        _, weak, strong = self._views(batch, other, self.strong)
-        progress = min(1.0, step / max(1, self.settings.steps))
-        for component in self._components:
-            component.begin(own, progress)
-        for component in self._components:
-            strong = component.disguise(strong, own)
-        (seen,) = self._forward([strong])
+        own = self._draw(_COMPONENTS)
+        _, weak, strong = self._views(batch, self._draw(_TARGET), self.strong)
+        self._begin(own)
+        (seen,) = self._forward([self._disguise(strong, own)])
         context = StepContext(
             detector=self.detector,
             teacher=self._teacher,
-            progress=progress,
+            progress=self._progress,
             draw=own,
             source=cast(Outputs, NoSource()),
             source_targets=self._no_targets(len(weak)),
@@ -345,35 +367,9 @@ class DetectionTask(L.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        """AdamW, linear warm-up, cosine decay, both in steps."""
-        settings = self.settings
-        decayed = [p for p in self._trainable() if p.ndim > 1]
-        plain = [p for p in self._trainable() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain},
-        ]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.learning_rate,
-            weight_decay=0.0,
-        )
-        warmup = max(1, round(settings.warmup * settings.steps))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            share = min(1.0, (step - warmup) / max(1, settings.steps - warmup))
-            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _trainable(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.parameters() if p.requires_grad]
+        """See `adamw_with_cosine`."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        return adamw_with_cosine(trainable, self.settings, self.learning_rate)
 
     # --- testing -----------------------------------------------------------------------------
 
