@@ -111,6 +111,16 @@ def test_only_confident_detections_outside_are_learned_and_no_background(kind):
     assert not any(name.endswith("box") for name in boxless)
 
 
+def test_a_pseudo_cell_that_reaches_into_the_patch_is_left_out():
+    across, beside = [26, 8, 42, 24], [32, 8, 48, 24]  # both are centred outside, at 34 and 40
+    step = context(sparse([[TRUE]], [[0]], (0.0, 0.0, 32.0, 32.0)))
+    for box, cells in ((across, 0), (beside, 1)):
+        step.taught_source = said([[box]], [[0.9]], [[0]])
+        losses = SparseTeacher(s.SparseTeacher(**AT_ONCE)).losses(step)
+        assert number(step.logged["health/outside_cells_per_image"]) == cells
+        assert (number(losses["outside_class"]) > 0) == bool(cells)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_learned_pseudo_cell_raises_the_score_there(kind):
     taught = said([[OUT]], [[0.9]], [[1]])

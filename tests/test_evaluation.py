@@ -229,6 +229,22 @@ def test_what_lies_outside_the_annotated_region_is_not_judged():
     assert patch.ap50 == 1.0  # the box centred on the border (x = 50) is outside: half-open
 
 
+def test_a_find_on_the_edge_of_a_region_goes_with_its_cell():
+    region = ((0, 0, 50, 50),)
+    cell, find = (44.5, 10, 54.5, 20, 1), (45.5, 10, 55.5, 20, 1, 0.9)  # centred at 49.5 and 50.5
+    scores = detection_metrics([field([cell], [find], regions=region)], CLASSES, ALL)
+    assert (scores.ap50, scores.truths_per_class[CLASSES[1]]) == (1.0, 1)
+    # Rounded to the other side it is learned all the same (`TOLERANCE`), so it is scored.
+    rounded, inner = (45.5, 10, 55.5, 20, 1), (44.5, 10, 54.5, 20, 1, 0.9)
+    scores = detection_metrics([field([rounded], [inner], regions=region)], CLASSES, ALL)
+    assert (scores.ap50, scores.truths_per_class[CLASSES[1]]) == (1.0, 1)
+    # A box farther off is a stray: it is not scored, and a find of it is no fault.
+    stray, own = (47, 10, 57, 20, 1), (5, 5, 15, 15, 1)
+    found = [(44.5, 10, 54.5, 20, 1, 0.95), (*own, 0.9)]
+    scores = detection_metrics([field([stray, own], found, regions=region)], CLASSES, ALL)
+    assert (scores.ap50, scores.detections, scores.truths_per_class[CLASSES[1]]) == (1.0, 1, 1)
+
+
 def test_of_several_annotated_regions_any_will_do():
     cells = [(10, 10, 20, 20, 1), (70, 10, 80, 20, 1), (40, 10, 50, 20, 1)]
     regions = ((0, 0, 30, 30), (60, 0, 90, 30))

@@ -339,9 +339,9 @@ def random_outputs(images=3, classes=3, seed=0):
 def test_decoding_is_a_suppression_per_image_and_class(threshold, nms):
     detector = tiny(score_threshold=threshold, nms_iou=nms, max_detections=40)
     outputs = random_outputs()
-    found = detector.decode(outputs, candidates=200)
+    found = detector.decode(outputs)
     for row in range(3):
-        scores, place = outputs.scores[row].sigmoid().flatten().topk(200)
+        scores, place = outputs.scores[row].sigmoid().flatten().topk(400)
         boxes = outputs.boxes[row][place // 3].clamp(0, 96)
         expected = []
         for c in range(3):
@@ -378,6 +378,26 @@ def test_two_cells_of_one_type_in_one_place_are_one_but_two_types_are_two():
     found = detector.decode(outputs)
     assert found.labels[0][found.mask[0]].tolist() == [0, 1]
     assert found.boxes[0, 0].tolist() == [10, 10, 40, 40]
+
+
+def test_every_cell_of_a_crowd_is_found_though_each_is_seen_from_many_places():
+    side, cells = 256, 60
+    centres = (torch.arange(side // 8) + 0.5) * 8
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    points = torch.stack([x.flatten(), y.flatten()], -1)
+    corner = torch.stack([torch.arange(cells) % 8 * 32.0, torch.arange(cells) // 8 * 32.0], -1)
+    boxes = torch.zeros(1, len(points), 4)
+    scores = torch.full((1, len(points), 3), -9.0)
+    seen = torch.arange(9 * cells)  # nine places each, the first cells more surely than the last
+    boxes[0, seen] = torch.cat([corner, corner + 24], -1).repeat_interleave(9, 0)
+    scores[0, seen, 1] = torch.linspace(4, 1, cells).repeat_interleave(9)
+    features = [torch.zeros(1, 16, side // 8, side // 8)]
+    outputs = DenseOutputs(features, scores, boxes, points, torch.full((len(points),), 8.0))
+    detector = tiny(score_threshold=0.5)
+    detector.strides = (8,)
+    found = detector.decode(outputs)
+    assert int(found.mask.sum()) == cells
+    assert torch.equal(found.boxes[0, :cells, :2], corner)
 
 
 def test_nothing_above_the_threshold_is_no_detection():

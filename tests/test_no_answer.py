@@ -13,7 +13,16 @@ from adaptation_kit import detector
 from PIL import Image
 
 from da_leukemia.adaptation.pseudo import attribute_codes
-from da_leukemia.config import Attributes, Augmentation, Data, Domain, Experiment, Trainer, complete
+from da_leukemia.config import (
+    Attributes,
+    Augmentation,
+    Data,
+    Domain,
+    Experiment,
+    Trainer,
+    complete,
+    sparsities,
+)
 from da_leukemia.data.attributes import attribute_counts, constant_attributes
 from da_leukemia.data.check import check
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
@@ -21,6 +30,7 @@ from da_leukemia.data.experiment import read_experiment_data
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.data.preflight import preflight
 from da_leukemia.data.readers import DomainSource, read_domain
+from da_leukemia.data.sparse import made_sparse
 from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation import FieldRecord, evaluate, fit_lookup
 from da_leukemia.evaluation.slides import found_cells
@@ -76,14 +86,13 @@ def test_no_answer_has_no_score_and_no_part_in_a_mean():
         rows = full["attributes"][view]["per_attribute"]
         theirs = [row["lookup_f1"] for name, row in rows.items() if name not in SILENT]
         assert found["lookup_f1"] == pytest.approx(np.mean(theirs))
-    assert set(scores["as_released"]["per_attribute"]) == {
-        a.name for a in SPACE.attributes if a.name not in SILENT
-    }
-    assert scores["attribute_f1_as_released"] == 1.0
+    # As released every attribute is answered: no answer is one that is never code 1.
+    f1 = {name: row["f1"] for name, row in scores["as_released"]["per_attribute"].items()}
+    binary = [a.name for a in SPACE.attributes if len(a.values) == 2]
+    assert f1 == {name: float(name not in SILENT) for name in binary}
+    assert scores["attribute_f1_as_released"] == pytest.approx(5 / 6)
     assert scores["attribute_ece"] == pytest.approx(0.1, abs=0.05)
-    assert set(scores["reliability"]["ece_per_attribute"]) == set(
-        scores["as_released"]["per_attribute"]
-    )
+    assert set(scores["reliability"]["ece_per_attribute"]) == set(binary) - set(SILENT)
 
 
 def test_a_detector_without_any_answer_has_no_attribute_score():
@@ -205,6 +214,40 @@ def test_a_constant_attribute_is_found_counted_and_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         preflight(made)
     assert not caplog.records
+
+
+def test_a_box_outside_its_patch_is_not_counted(tmp_path):
+    codes = np.ones((3, len(SPACE.attributes)), np.int64)
+    codes[2] = 0
+    boxes = np.array([[2, 2, 8, 8], [4, 4, 9, 9], [60, 60, 70, 70]], np.float32)
+    field = FieldOfView(
+        *(tmp_path / "a.png", "d", "p", "0", 100, 100, boxes, np.array([1, 2, 3]), codes),
+        tuple(range(14)),
+        annotated_regions=((0.0, 0.0, 50.0, 50.0),),
+    )
+    counts = attribute_counts([field], SPACE)
+    assert (counts[:, 0] == 0).all()
+    assert (counts[:, 1] == 2).all()
+
+
+def test_constants_are_looked_for_in_what_a_share_of_the_area_leaves(tmp_path, caplog):
+    put_coco(tmp_path / "a", VARIED)
+    data = Data(root=str(tmp_path), label_space="leukemiaattri", domains={"a": Domain()})
+    made = Experiment(data=data, runs_dir=str(tmp_path / "runs"), sparse=[0.3, 1.0])
+    complete(made)
+    with caplog.at_level(logging.WARNING):
+        indexes, split = preflight(made)
+    expected = []
+    for settings in sparsities(made):
+        train = split.select(made_sparse(indexes["a"], split, settings), "train")
+        expected.append(constant_attributes(attribute_counts(train, SPACE), SPACE))
+    assert expected[0] != expected[1]
+    said = [r.getMessage() for r in caplog.records if "attribute " in r.getMessage()]
+    for area, same in (("a, 0.3 of the area annotated: ", expected[0]), ("a: ", expected[1])):
+        found = [line for line in said if line.startswith(f"{area}attribute ")]
+        assert [
+            line.removeprefix(f"{area}attribute ").split(" in the")[0] for line in found
+        ] == same
 
 
 def test_the_heads_are_told_what_the_training_labels_hold(tmp_path):

@@ -115,6 +115,19 @@ def test_wbcatt_adds_attributes_and_parts(tmp_path):
     assert (found["attribute_out_of_range"], found["attributes_without_image"]) == (1, 1)
 
 
+def test_an_artefact_has_no_attributes(tmp_path):
+    root = acevedo(tmp_path / "pbc")
+    put(root / "artefact" / "ART_1.jpg", picture(70))
+    first = [a.values[0] for a in WBCATT.attributes]
+    table(root / "attributes.csv", *([name, "", *first, ""] for name in ("ART_1.jpg", "BA_7.jpg")))
+    index = read(root, WBCATT)
+    codes = {f.image.stem: f.attributes for f in index}
+    assert (codes["ART_1"] == -1).all()
+    assert (codes["BA_7"] == 0).all()
+    (finding,) = [f for f in index.findings if f.kind == "attribute_of_no_cell"]
+    assert finding.examples == ("attributes.csv: line 2",)
+
+
 def test_the_parts_of_raabin_are_folders_that_can_be_chosen(tmp_path):
     for n, part in enumerate(("Train", "TestA", "Test-B")):
         for m, name in enumerate(("Lymphocyte", "Neutrophil")):

@@ -136,12 +136,13 @@ def test_what_is_wrong_with_patches_is_counted(tmp_path):
         row(patch=(0, 0, 9, 9)),
     )
     put(tmp_path, "8_1_1_400_ALL")
+    put(tmp_path, "9_1_1_400_ALL", row(patch=(32, 12, 32.4, 40)))  # less than a pixel wide
     index = read(tmp_path)
     assert {f.patient for f in index} == {"0", "1", "2", "3", "6", "7"}
     assert {f.patient: f.annotated_regions for f in index}["6"] == ((16, 12, 64, 40),)
     assert kinds(index) == {
         "patch_order": 1,
-        "patch_unusable": 2,
+        "patch_unusable": 3,
         "several_patches": 1,
         "patch_clipped": 1,
         "patch_missing": 1,

@@ -40,11 +40,19 @@ def outside(found: Detections, targets: Targets, overlap: float) -> Tensor:
     return found.mask & ~searched & apart & targets.classes.gather(1, found.labels)
 
 
+def reaches_in(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Tell which boxes ``(B, K, 4)`` share ground with a region ``(B, R, 4)`` of their image."""
+    low = torch.maximum(boxes[..., :2].unsqueeze(2), regions[..., :2].unsqueeze(1))
+    high = torch.minimum(boxes[..., 2:].unsqueeze(2), regions[..., 2:].unsqueeze(1))
+    return (high > low).all(-1).any(-1)
+
+
 class SparseTeacher(Component):
     """Confident detections of the EMA teacher outside the annotated patches, learned as cells.
 
     The teacher sees the weak view of the source, the student the strong one. Nothing is learned as
-    background there, and nothing at all inside the patches.
+    background there, and nothing at all inside the patches: a cell that reaches into one is left
+    out, since the supervised loss calls the ground there background.
     """
 
     needs_teacher = True
@@ -60,6 +68,7 @@ class SparseTeacher(Component):
             return {}
         found = context.taught_source.detections
         sure = outside(found, targets, settings.overlap) & (found.scores >= settings.threshold)
+        sure &= ~reaches_in(found.boxes, targets.regions)
         pseudo = Targets(
             found.boxes,
             torch.where(sure, found.labels, -1),

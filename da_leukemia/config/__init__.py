@@ -34,6 +34,7 @@ from da_leukemia.config.schema import (
     chosen_detectors,
     devices_of,
     names_cells,
+    sparsities,
 )
 
 __all__ = [
@@ -69,4 +70,5 @@ __all__ = [
     "save_experiment",
     "save_job",
     "shipped",
+    "sparsities",
 ]

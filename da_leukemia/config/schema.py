@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +352,14 @@ def chosen_detectors(experiment: Experiment) -> dict[str, Detector]:
     """Return the detectors that are trained, by where their settings stand."""
     named = {f"detectors.{name}": settings for name, settings in experiment.detectors.items()}
     return named or {"detector": experiment.detector}
+
+
+def sparsities(experiment: Experiment) -> list[Sparse]:
+    """Return the values of the axis `sparse` as settings."""
+    settings = experiment.data.sparse
+    if experiment.sparse is None:
+        return [settings]
+    return [replace(settings, area=area) for area in dict.fromkeys(experiment.sparse)]
 
 
 def names_cells(experiment: Experiment) -> bool:

@@ -7,16 +7,18 @@ from collections.abc import Iterable
 import numpy as np
 
 from da_leukemia.data.fields import FieldOfView, IntArray
+from da_leukemia.data.sparse import learned
 from da_leukemia.errors import counted
 from da_leukemia.labels import LabelSpace
 
 
 def attribute_counts(fields: Iterable[FieldOfView], space: LabelSpace) -> IntArray:
-    """Return ``(A, V)`` cells of known type by attribute and value: what a head learns from."""
-    width = len(space.attributes)
-    codes = np.concatenate(
-        [np.zeros((0, width), np.int64), *(f.attributes[f.labels >= 0] for f in fields)]
-    )
+    """Return ``(A, V)`` cells of known type by attribute and value: what a head learns from.
+
+    A box outside the annotated patches is not learned, and not counted.
+    """
+    taught = [f.attributes[(f.labels >= 0) & learned(f)] for f in fields]
+    codes = np.concatenate([np.zeros((0, len(space.attributes)), np.int64), *taught])
     values = np.arange(max(space.attribute_sizes, default=0))
     counts: IntArray = (codes[..., None] == values).sum(axis=0)
     return counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from da_leukemia.config import (
     chosen_detectors,
     devices_of,
     names_cells,
+    sparsities,
 )
 from da_leukemia.config.checkpoints import origin_of
 from da_leukemia.config.origin import no_file
@@ -125,14 +125,20 @@ def _warn_of_constant_attributes(
         return
     space = get_label_space(experiment.data.label_space)
     for source in _trained_sources(experiment):
-        fields = [f for d in devices_of(source) for f in split.select(indexes[d], "train")]
-        for same in constant_attributes(attribute_counts(fields, space), space):
-            _LOG.warning(
-                "%s: attribute %s in the training part: it is not learned, and detections of this "
-                "source's runs carry no answer to it",
-                source,
-                same,
-            )
+        for settings in sparsities(experiment):
+            fields = [
+                f
+                for d in devices_of(source)
+                for f in split.select(made_sparse(indexes[d], split, settings), "train")
+            ]
+            for same in constant_attributes(attribute_counts(fields, space), space):
+                _LOG.warning(
+                    "%s%s: attribute %s in the training part: it is not learned, and detections of "
+                    "this source's runs carry no answer to it",
+                    source,
+                    "" if settings.whole else f", {settings.area:.3g} of the area annotated",
+                    same,
+                )
 
 
 def _warn_of_unlearning(
@@ -197,9 +203,7 @@ def _forgets(method: Method) -> bool:
 def _nothing_in_patches(experiment: Experiment, index: FieldIndex, split: Split) -> list[str]:
     """Say which annotated areas leave a source no cell to learn from."""
     found = []
-    areas = experiment.sparse or [experiment.data.sparse.area]
-    for area in dict.fromkeys(areas):
-        settings = dataclasses.replace(experiment.data.sparse, area=area)
+    for settings in sparsities(experiment):
         train = split.select(made_sparse(index, split, settings), "train").fields
         if any((f.labels[learned(f)] >= 0).any() for f in train):
             continue
@@ -209,8 +213,8 @@ def _nothing_in_patches(experiment: Experiment, index: FieldIndex, split: Split)
             + (
                 "see data.domains.*.patch_order, or take another source"
                 if settings.whole
-                else f"the annotated area, {area:g} of a field, is too small: take a larger one "
-                "or another data.sparse.seed"
+                else f"the annotated area, {settings.area:g} of a field, is too small: take a "
+                "larger one or another data.sparse.seed"
             )
         )
     return found

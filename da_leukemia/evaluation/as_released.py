@@ -51,12 +51,12 @@ def released_attributes(records: Sequence[FieldRecord], space: LabelSpace) -> Re
     its score and its class; of equal ones (all zero: nothing lies near) the one with the highest
     score. A cell with any of these attributes missing is left out, and so are the cells of a
     field on which nothing was found. F1 has code 1 as its positive. Attributes with more than two
-    values (Cell Size) take no part, nor do those that the detector has no answer to. F1 is empty
-    where no cell is left to score, or the detector has no attributes.
+    values (Cell Size) take no part. One that the detector has no answer to counts as never said
+    to be code 1. F1 is empty where no cell is left to score, or the detector has no attributes.
     """
     fields = [inside_region(record) for record in records]
-    known = answered([f.attribute_probs for f in fields], space)
-    columns = [i for i, a in enumerate(space.attributes) if len(a.values) == 2 and known[i]]
+    silent = not answered([f.attribute_probs for f in fields], space).any()
+    columns = [i for i, a in enumerate(space.attributes) if len(a.values) == 2 and not silent]
     truths, answers = [np.zeros((0, len(columns)), np.int64)], []
     dropped = without = 0
     for field in fields:

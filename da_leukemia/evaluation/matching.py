@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from da_leukemia.data.sparse import TOLERANCE, centred_in
 from da_leukemia.evaluation.records import FieldRecord, FloatArray, IntArray
 
 IGNORE_IOU = 0.5
@@ -31,21 +32,23 @@ def box_iou(first: FloatArray, second: FloatArray) -> NDArray[np.float64]:
 
 
 def inside_region(record: FieldRecord) -> FieldRecord:
-    """Drop detections and true boxes whose centre lies outside the annotated region.
+    """Keep what is about the annotated region: its cells, and the detections that concern it.
 
-    Outside it nobody looked: a detection there is neither right nor wrong. True boxes follow
-    the same rule, as nothing could be matched to them.
+    Cells are those that are learned: their centre lies inside, or as near as makes no difference
+    (`TOLERANCE`). Outside nobody looked, and a detection there is neither right nor wrong. One on
+    the edge goes with the cell that it overlaps by `IGNORE_IOU`, wherever its own centre is: a
+    pixel more or less must not make a find of a miss.
     """
     if record.regions is None:
         return record
-    x1, y1, x2, y2 = np.array(record.regions).T[..., None]
-
-    def inside(boxes: FloatArray) -> NDArray[np.bool_]:
-        x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
-        within: NDArray[np.bool_] = ((x1 <= x) & (x < x2) & (y1 <= y) & (y < y2)).any(axis=0)
-        return within
-
-    return _keep(record, inside(record.true_boxes), inside(record.boxes))
+    cells = centred_in(record.true_boxes, record.regions, TOLERANCE)
+    iou = box_iou(record.boxes, record.true_boxes)
+    on_cell = iou[:, cells].max(axis=1, initial=0.0)
+    on_stray = iou[:, ~cells].max(axis=1, initial=0.0)
+    inside = centred_in(record.boxes, record.regions)
+    overlaps = np.maximum(on_cell, on_stray) >= IGNORE_IOU
+    concerned = np.where(overlaps, on_cell >= on_stray, inside)
+    return _keep(record, cells, concerned)
 
 
 def judged(record: FieldRecord) -> FieldRecord:

@@ -115,6 +115,10 @@ Seen = TypeVar("Seen", bound=Outputs)
 """A detector's own kind of outputs."""
 
 
+_CANDIDATES = 10
+"""Places looked at per detection that is wanted: a cell in sight is seen from nine or so."""
+
+
 def suppress(
     boxes: Tensor, scores: Tensor, groups: Tensor, sound: Tensor, iou: float, count: int
 ) -> tuple[Tensor, Tensor]:
@@ -295,9 +299,9 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
         """Return class scores and boxes at every place."""
 
     @torch.no_grad()
-    def decode(self, outputs: Seen, candidates: int = 300) -> Detections:
+    def decode(self, outputs: Seen) -> Detections:
         """Turn a raw answer into detections: top scores, then one NMS over the whole batch."""
-        found = self.ranked(outputs, candidates)
+        found = self.ranked(outputs)
         if self.attributes is None:
             found.attributes = found.boxes.new_zeros((*found.mask.shape, 0))
         else:
@@ -306,12 +310,14 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
         return found
 
     @torch.no_grad()
-    def ranked(self, outputs: Seen, candidates: int = 300) -> Detections:
+    def ranked(self, outputs: Seen) -> Detections:
         """Return the detections without their attributes."""
         places = self.places(outputs)
         scores = places.scores
         batch, _, classes = scores.shape
-        best, flat = scores.flatten(1).topk(min(candidates, scores[0].numel()))
+        best, flat = scores.flatten(1).topk(
+            min(_CANDIDATES * self.max_detections, scores[0].numel())
+        )
         labels = flat % classes
         location = (flat // classes).unsqueeze(-1).expand(-1, -1, 4)
         boxes = places.boxes.gather(1, location).clamp(0, self.side(outputs))

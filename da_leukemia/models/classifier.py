@@ -248,9 +248,8 @@ class CellClassifier(DetectorBase[CellOutputs]):
         return box.expand(len(outputs.logits), 1, 4)
 
     @torch.no_grad()
-    def decode(self, outputs: CellOutputs, candidates: int = 300) -> Detections:
+    def decode(self, outputs: CellOutputs) -> Detections:
         """Return the likeliest class as the one detection of each image."""
-        del candidates
         boxes = self._whole(outputs)
         scores, labels = self.probabilities(outputs).max(-1, keepdim=True)
         logits = self.attributes_at(outputs, boxes)

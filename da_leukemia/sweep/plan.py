@@ -13,10 +13,10 @@ from da_leukemia.config import (
     Data,
     Experiment,
     Job,
-    Sparse,
     active_components,
     complete,
     devices_of,
+    sparsities,
 )
 from da_leukemia.errors import ConfigError
 from da_leukemia.sweep.names import (
@@ -254,15 +254,6 @@ def calibrations(experiment: Experiment) -> list[Calibration]:
         )
         for names in chosen
     ]
-
-
-def sparsities(experiment: Experiment) -> list[Sparse]:
-    """Return the values of the axis `sparse` as settings."""
-    settings = experiment.data.sparse
-    if experiment.sparse is None:
-        return [settings]
-    areas = dict.fromkeys(experiment.sparse)
-    return [dataclasses.replace(settings, area=area) for area in areas]
 
 
 def _job(

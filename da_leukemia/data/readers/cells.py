@@ -36,6 +36,7 @@ from da_leukemia.labels import (
     OPEN_SET,
     UNKNOWN,
     LabelSpace,
+    is_cell,
     known_names,
     normalise,
     translate,
@@ -107,6 +108,11 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
             log.add("unreadable_image", unreadable(cell.path, shown))
             continue
         row = tables.pop(cell.path.name.lower(), None)
+        codes = None if row is None else row.codes
+        named = cell.folder if label < 0 else space.classes[label]
+        if row is not None and not is_cell(named) and (row.codes != MISSING).any():
+            log.add("attribute_of_no_cell", row.where)
+            codes = None
         match = pattern.search(cell.path.name) if pattern is not None else None
         if pattern is not None and not match:
             log.add("patient_unknown", shown)
@@ -118,7 +124,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
                 shown.removesuffix(cell.path.suffix),
                 size,
                 (label,),
-                None if row is None else row.codes,
+                codes,
                 space,
                 labelled,
                 cell.part or (row.part if row is not None else ""),

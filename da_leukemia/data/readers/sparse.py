@@ -223,7 +223,7 @@ def _region(file: _File, order: tuple[int, ...], shown: str, log: FindingLog) ->
             log.add("patch_units", place, len(file.rows))
             return None
     cut = (max(x1, 0.0), max(y1, 0.0), min(x2, float(file.size[0])), min(y2, float(file.size[1])))
-    if cut[2] <= cut[0] or cut[3] <= cut[1]:
+    if cut[2] - cut[0] < 1 or cut[3] - cut[1] < 1:  # less than a pixel holds nothing
         place = f"{shown}: {x1:g}, {y1:g}, {x2:g}, {y2:g} in {file.size[0]} x {file.size[1]}"
         log.add("patch_unusable", place, len(file.rows))
         return None
