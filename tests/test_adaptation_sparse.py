@@ -22,7 +22,7 @@ from da_leukemia.adaptation.sparse import (
     crop_patches,
     outside,
 )
-from da_leukemia.config import Augmentation, Trainer
+from da_leukemia.config import Augmentation, Trainer, load_method
 from da_leukemia.data.views import strong_photometry
 from da_leukemia.models.base import Detections
 from da_leukemia.tasks.detection import DetectionTask
@@ -362,3 +362,16 @@ def test_the_naive_arm_learns_what_a_whole_annotation_would_say():
     whole, sparse_ = batches(False), sparse_batches(False)
     assert loss(sparse_, True) == loss(whole, True) == loss(whole, False)
     assert loss(sparse_, False)["train/class"] != loss(sparse_, True)["train/class"]
+
+
+def test_sla_det_keeps_the_values_that_were_published():
+    patches, teacher, similarity = (
+        s.COMPONENTS[given["name"]](**{k: v for k, v in given.items() if k != "name"})
+        for given in load_method("sla_det_paper").components
+    )
+    epochs = 100 + 30
+    assert (patches.until, patches.plain_after) == (pytest.approx(100 / epochs, abs=1e-3), True)
+    assert teacher.burn_in == similarity.burn_in == patches.until
+    assert (teacher.weight, teacher.threshold, teacher.overlap) == (0.1, 0.95, 0)
+    assert (similarity.weight, similarity.low, similarity.high) == (0.1, 0.6, 0.95)
+    assert similarity.until == pytest.approx(120 / epochs, abs=1e-3)
