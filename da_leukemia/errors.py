@@ -14,20 +14,20 @@ class UserError(Exception):
     """Something the user can put right. The command line prints it without a traceback."""
 
 
-class ConfigError(UserError):
-    """An experiment file or an override that cannot be used. Carries every problem found."""
+class _Problems(UserError):
+    """Carries every problem that was found."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
 
 
-class DataError(UserError):
+class ConfigError(_Problems):
+    """An experiment file or an override that cannot be used."""
+
+
+class DataError(_Problems):
     """A data set that cannot be used. Names the file and the field, and says what to do."""
-
-    def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -166,6 +166,41 @@ def test_a_sweep_can_be_looked_at_by_its_folder(file, capsys, trained):
     assert "1 done, 3 waiting" in capsys.readouterr().out
 
 
+def test_what_is_no_sweep_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    assert cli.main(["sweep", "status", "runs/empt"]) == 2
+    assert "runs/empt: no such folder; did you mean" in capsys.readouterr().err
+    assert cli.main(["sweep", "status", "runs/empty"]) == 2
+    assert "runs/empty: holds no experiment.yaml, so it is no sweep" in capsys.readouterr().err
+
+
+def test_the_command_line_is_blamed_for_what_was_typed_there(file, capsys):
+    Path(file).write_text(f"{EXPERIMENT}trainer: {{batch_size: 0}}\n")
+    assert cli.main(["sweep", "plan", file, "trainer.step=3", "trainer.steps=0"]) == 2
+    err = capsys.readouterr().err
+    assert "command line: trainer.step: unknown key" in err
+    assert cli.main(["sweep", "plan", file, "trainer.steps=0"]) == 2
+    err = capsys.readouterr().err
+    assert "command line: trainer.steps: expected at least 1, got 0" in err
+    assert f"{file}: trainer.batch_size: expected at least 1, got 0" in err
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (["--shard", "5/4"], "--shard: expected i/n with 1 <= i <= n, e.g. 2/8, got '5/4'"),
+        (["--job", "abcd"], "abcd"),
+    ],
+)
+def test_a_part_that_is_none_is_said_before_anything_is_rendered(
+    file, capsys, monkeypatch, part, said
+):
+    monkeypatch.setattr(conduct, "render", lambda experiment: pytest.fail("it was rendered"))
+    assert cli.main(["sweep", "run", file, *part]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_report_without_results_says_what_to_do(file, capsys):
     assert cli.main(["sweep", "report", file]) == 2
     assert "no job is done yet" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
@@ -25,7 +26,8 @@ def problems(folder, *overrides: str) -> list[str]:
     path.write_text(SMALL)
     with pytest.raises(ConfigError) as caught:
         load_experiment(path, overrides)
-    return [p.removeprefix(f"{path}: ") for p in caught.value.problems]
+    blamed = re.compile(rf"command line: |{re.escape(str(path))}: ")
+    return [blamed.sub("", p, count=1) for p in caught.value.problems]
 
 
 def of_components(*components: str) -> str:

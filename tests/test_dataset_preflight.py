@@ -339,6 +339,22 @@ def test_a_method_that_asks_for_batchnorm_needs_a_backbone_that_has_it(tmp_path)
     conduct.check_detector(made)
 
 
+def test_a_target_that_nothing_tests_is_said(smears, caplog):
+    made = experiment(smears, "H_100X_C2", "L_100X_C2", format="leukemiaattri")
+    made.tests, made.targets = ["H_100X_C2"], ["H_100X_C2", "L_100X_C2"]
+    made.adaptations = {"dann": Method(components=[{"name": "adversarial"}])}
+    made.methods = ["dann"]
+    with caplog.at_level(logging.WARNING):
+        preflight(made)
+    (said,) = [r.getMessage() for r in caplog.records if "not tested on" in r.getMessage()]
+    assert said.startswith("targets: L_100X_C2 is adapted to")
+    caplog.clear()
+    made.adaptations, made.methods = {"plain": Method()}, ["plain"]
+    with caplog.at_level(logging.WARNING):
+        preflight(made)
+    assert not any("not tested on" in r.getMessage() for r in caplog.records)
+
+
 def test_devices_that_share_no_type_are_refused_and_a_type_never_seen_is_said(tmp_path, caplog):
     put(tmp_path, "lab", category="neutrophil")
     put(tmp_path, "phone", category="lymphocyte", cells=2)

@@ -22,8 +22,8 @@ from da_leukemia.evaluation import (
     load_records,
     save_records,
 )
-from da_leukemia.evaluation.calibration import BINS, attribute_reliability, reliability
 from da_leukemia.evaluation.detection import DetectionScores, detection_metrics
+from da_leukemia.evaluation.reliability import BINS, attribute_reliability, reliability
 from da_leukemia.labels import WBC5, Attribute, LabelSpace
 
 CLASSES = WBC5.classes

@@ -34,7 +34,6 @@ class Found:
             and clumps included; in the direction of x.
         colour: ``(n, 3)`` median light of each cell, as a share of the background's.
         foreground: share of the valid field that cells cover.
-        separable: between-class share of the variance at the threshold, 0..1.
         outlines: ``(n, 5)`` centre and second moments ``xx, yy, xy`` for the picture.
     """
 
@@ -47,7 +46,6 @@ class Found:
     inscribed: Values
     colour: Values
     foreground: float
-    separable: float
     outlines: Values
 
     @property
@@ -154,7 +152,7 @@ def find_cells(
         What was found, or None where nothing stands out from the background.
     """
     missing = gaussian_filter(absorption(flat, background, weights), 0.03 * expected)
-    level, share = threshold(missing, valid)
+    level, _ = threshold(missing, valid)
     if level < 0.015:
         return None
     dark = missing[(missing > level) & valid]
@@ -190,7 +188,6 @@ def find_cells(
         inscribed=inscribed(away, valid, expected, aspect) * pixel if circles else np.zeros(0),
         colour=np.concatenate([part[1] for part in parts]),
         foreground=float(mask.sum() / max(1, valid.sum())),
-        separable=share,
         outlines=np.stack([cx, cy, xx, yy, xy], axis=1),
     )
 

@@ -18,7 +18,8 @@ USAGE_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 is success, 1 a failed job or a data set with errors, 2 wrong usage, settings or data.
+    0 is success, 1 a failed job or a data set with errors, 2 wrong usage, settings or data, 130 an
+    interruption.
     """
     parser = _make_parser()
     arguments, rest = parser.parse_known_args(argv)

@@ -95,8 +95,8 @@ def _add_data(commands: Commands) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
+    from da_leukemia.progress import bar
     from da_leukemia.simulate import DOMAINS, simulate
-    from da_leukemia.sweep.conduct import bar
     from da_leukemia.sweep.local import cpus
 
     settings: dict[str, Any] = {
@@ -165,7 +165,7 @@ def _read_settings(given: Sequence[str], settings: dict[str, Any]) -> list[str]:
 def _check(arguments: argparse.Namespace) -> int:
     from da_leukemia.data.check import DECODE, check, render
     from da_leukemia.labels import LABEL_SPACES, get_label_space
-    from da_leukemia.sweep.conduct import bar
+    from da_leukemia.progress import bar
     from da_leukemia.sweep.local import cpus
 
     space = {}
@@ -192,21 +192,15 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from da_leukemia.calibration.folders import Parts
     from da_leukemia.calibration.measure import calibrate_folder
     from da_leukemia.calibration.record import store
     from da_leukemia.calibration.text import conclusion, table
+    from da_leukemia.progress import bar
 
     parts = Parts.of(arguments.folder)
     parts.refuse_different_cameras()
-    with tqdm(desc="measuring", disable=None, leave=False) as shown:
-
-        def progress(done: int, total: int) -> None:
-            shown.total = total
-            shown.update(done - shown.n)
-
+    with bar("measuring") as progress:
         measured = calibrate_folder(arguments.folder, progress)
     if measured.mixed and parts.several:
         raise parts.refusal("their red cells differ in size")

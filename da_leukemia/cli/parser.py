@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from da_leukemia.errors import did_you_mean
+from da_leukemia.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from da_leukemia.config import Experiment
@@ -51,4 +51,11 @@ def load(path: str, settings: Sequence[str]) -> Experiment:
     from da_leukemia.config import load_experiment
 
     file = Path(path)
-    return load_experiment(file / "experiment.yaml" if file.is_dir() else file, settings)
+    if file.is_dir():
+        file /= "experiment.yaml"
+        if not file.is_file():
+            raise UserError(
+                f"{path}: holds no experiment.yaml, so it is no sweep; expected a sweep's folder "
+                "(runs/NAME) or an experiment file"
+            )
+    return load_experiment(file, settings)

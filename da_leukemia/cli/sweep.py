@@ -24,8 +24,7 @@ def add_commands(commands: Commands) -> None:
     report = verbs.add_parser("report", help="write the report of what is done")
     for verb, command in ((run, _run), (plan, _plan), (status, _status), (report, _report)):
         takes_experiment(verb, command)
-    for verb in (plan, status):
-        verb.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--json", action="store_true", help="print JSON")
     export = verbs.add_parser("export", help="tell a tracker of a finished sweep afterwards")
     export.add_argument("tracker", choices=("wandb",), metavar="TRACKER", help="wandb")
     takes_experiment(export, _export)
@@ -35,7 +34,9 @@ def add_commands(commands: Commands) -> None:
     part.add_argument(
         "--job", action="append", metavar="HASH", help="run this job; may be repeated; no report"
     )
-    plan.add_argument(
+    form = plan.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument(
         "--emit",
         choices=("commands", "sbatch"),
         metavar="FORM",
@@ -47,7 +48,7 @@ def add_commands(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     experiment = load(arguments.experiment, arguments.settings)
     from da_leukemia.sweep.conduct import run_sweep
-    from da_leukemia.sweep.parts import named, shard
+    from da_leukemia.sweep.shards import named, shard
 
     if arguments.shard is not None:
         return run_sweep(experiment, part=lambda jobs: shard(jobs, arguments.shard))
@@ -97,7 +98,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from da_leukemia.sweep.conduct import bar
+    from da_leukemia.progress import bar
     from da_leukemia.tracking.export import export_sweep
 
     experiment = load(arguments.experiment, arguments.settings)

@@ -30,7 +30,7 @@ from da_leukemia.config.schema import (
     devices_of,
 )
 from da_leukemia.config.together import check_calibration, check_numbers
-from da_leukemia.errors import ConfigError, did_you_mean
+from da_leukemia.errors import ConfigError, did_you_mean, no_such_folder
 
 _GROUPS = ("trainer", "detector", "data", "augmentation")
 """``trainer=smoke`` merges ``configs/trainer/smoke.yaml``; these keys are such groups."""
@@ -61,6 +61,8 @@ def _find(group: str, name: str, near: Path | None, what: str) -> Path:
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        if not path.suffix:
+            raise ConfigError(no_such_folder(path))
         experiments = {p.name: p for p in shipped("experiments").glob("*.yaml")}
         raise ConfigError(f"{path}: no such file{did_you_mean(path.name, experiments)}")
     try:
@@ -95,7 +97,7 @@ def _load_extended(path: Path, chain: tuple[Path, ...] = ()) -> DictConfig:
 
 def _typed(schema: type, given: Mapping[str, Any]) -> Any:
     given = {
-        key: ({n: (v or {}) for n, v in value.items()} if key in ("adaptations",) else value)
+        key: ({n: (v or {}) for n, v in value.items()} if key == "adaptations" else value)
         for key, value in given.items()
     }
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
@@ -141,10 +143,12 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not path.exists() and (shipped("experiments") / path.name).is_file():
         path = shipped("experiments") / path.name
     merged = _load_extended(path)
+    typed = []
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"{override!r}: expected key=value")
+        typed.append(key.strip())
         if key in _GROUPS:
             piece = _load_extended(_find(key, value, path, key))
         else:
@@ -165,10 +169,22 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     given = _methods_over_their_presets(_detectors_over_their_base(spelt_out(given)), path)
     problems = [f"{path}: {p}" for p in problems_of(Experiment, given, "")]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(_blamed(problems, path, typed))
     experiment: Experiment = _typed(Experiment, given)
-    complete(experiment, path)
+    try:
+        complete(experiment, path)
+    except ConfigError as error:
+        raise ConfigError(_blamed(error.problems, path, typed)) from None
     return experiment
+
+
+def _blamed(problems: Iterable[str], path: Path, typed: Iterable[str]) -> list[str]:
+    """Blame the command line, not the file, for what was typed there."""
+    begun = tuple(f"{path}: {key}{mark}" for key in typed for mark in ".:[")
+    return [
+        f"command line: {p.removeprefix(f'{path}: ')}" if p.startswith(begun) else p
+        for p in problems
+    ]
 
 
 def _detectors_over_their_base(given: dict[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
     problems += _leaks(experiment.data, list(indexes.values()), split)
     if problems:
         raise DataError(problems)
+    _warn_of_untested_targets(experiment)
     _warn_of_constant_attributes(experiment, indexes, split)
     _warn_of_unlearning(experiment, indexes, split)
     _warn_of_conflicts(experiment, indexes)
@@ -115,6 +116,20 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
 def _trained_sources(experiment: Experiment) -> list[str]:
     """Return the sources that are devices; a checkpoint has learned already."""
     return [s for s in experiment.sources or [] if s not in experiment.checkpoints]
+
+
+def _warn_of_untested_targets(experiment: Experiment) -> None:
+    """Say which runs will be adapted to a device on which nothing tests them."""
+    if not any(method.components for method in experiment.adaptations.values()):
+        return
+    tests = experiment.tests or []
+    for name in experiment.targets or []:
+        if name not in tests and experiment.data.domains[name].labels != "none":
+            _LOG.warning(
+                "targets: %s is adapted to and not tested on, so no gain on it is measured; add it "
+                "to tests, or leave it out of targets",
+                name,
+            )
 
 
 def _warn_of_constant_attributes(

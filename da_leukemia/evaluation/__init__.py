@@ -12,10 +12,10 @@ import numpy as np
 from da_leukemia.evaluation.as_released import as_released
 from da_leukemia.evaluation.attributes import AttributeScores, AttributeTable, attribute_metrics
 from da_leukemia.evaluation.bootstrap import Interval, hierarchical_interval
-from da_leukemia.evaluation.calibration import attribute_reliability, reliability
 from da_leukemia.evaluation.detection import MatchTable, detection_metrics
 from da_leukemia.evaluation.lookup import ClassLookup, fit_lookup
 from da_leukemia.evaluation.records import FieldRecord, load_records, save_records
+from da_leukemia.evaluation.reliability import attribute_reliability, reliability
 from da_leukemia.labels import LabelSpace
 
 __all__ = [

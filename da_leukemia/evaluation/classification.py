@@ -13,9 +13,9 @@ from scipy.stats import rankdata
 
 from da_leukemia.evaluation.attributes import attribute_metrics
 from da_leukemia.evaluation.bootstrap import hierarchical_interval
-from da_leukemia.evaluation.calibration import binned
 from da_leukemia.evaluation.lookup import ClassLookup
 from da_leukemia.evaluation.records import FieldRecord, FloatArray, IntArray
+from da_leukemia.evaluation.reliability import binned
 from da_leukemia.labels import OPEN_SET, LabelSpace
 
 EVALUATOR_VERSION = "cells-1"

@@ -47,7 +47,6 @@ METRIC_MEANINGS = {
     "is better",
     "open_set_auroc": "how well certainty tells known types from others; 0.5 is chance",
 }
-LOWER_IS_BETTER = frozenset({"ece", "attribute_ece", "aurc"})
 
 
 def metric_name(metric: str) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
 from da_leukemia.config import Data, Experiment, Job, active_components, chosen_detectors, complete
 from da_leukemia.errors import INTERRUPTED, UserError, counted
+from da_leukemia.progress import bar
 from da_leukemia.sweep import ledger, local, settled
 from da_leukemia.sweep.attempt import WORKER, Busy, insist
 from da_leukemia.sweep.executors import Executor, choose
@@ -30,7 +29,7 @@ from da_leukemia.sweep.status import failures_text, survey
 _LOG = logging.getLogger(__name__)
 
 Choice = Callable[[Mapping[str, Job]], dict[str, Job]]
-"""Takes a plan's trainings by hash and returns those to run, see `parts`."""
+"""Takes a plan's trainings by hash and returns those to run, see `shards`."""
 
 
 def run_sweep(experiment: Experiment, worker: str = WORKER, part: Choice | None = None) -> int:
@@ -50,8 +49,10 @@ def run_sweep(experiment: Experiment, worker: str = WORKER, part: Choice | None 
     complete(experiment)
     try:
         with _ended_by_signals():
-            executor = choose(experiment)
-            settled.check(experiment, [(job, job.hash) for job in make_plan(experiment)])
+            executor, plan = choose(experiment), make_plan(experiment)
+            if part is not None:
+                part(unique(plan))  # a part that is none is said before anything else is done
+            settled.check(experiment, [(job, job.hash) for job in plan])
             render(experiment)
             check_data(experiment, make_plan(experiment))
             jobs, failures = _run_what_is_left(experiment, executor, worker, part)
@@ -261,18 +262,6 @@ def report(experiment: Experiment) -> None:
 def again(experiment: str, overrides: Sequence[str]) -> str:
     """Return the command that runs a sweep."""
     return shlex.join(["da-leukemia", "sweep", "run", experiment, *overrides])
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Any]:
-    """Give a function of (done, total) that moves a bar, which stays hidden without a terminal."""
-    with tqdm(desc=what, disable=None, leave=False) as shown:
-
-        def progress(done: int, total: int) -> None:
-            shown.total = total
-            shown.update(done - shown.n)
-
-        yield progress
 
 
 @contextmanager

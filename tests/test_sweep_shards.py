@@ -17,8 +17,8 @@ from da_leukemia.errors import UserError
 from da_leukemia.sweep import conduct, emit, ledger, settled
 from da_leukemia.sweep.index import Index
 from da_leukemia.sweep.ledger import State
-from da_leukemia.sweep.parts import named, shard
 from da_leukemia.sweep.plan import make_plan, unique
+from da_leukemia.sweep.shards import named, shard
 from da_leukemia.sweep.status import survey
 
 ALONE = Method("weak")
