@@ -131,6 +131,12 @@ def test_cells_of_a_device_are_resampled_alike():
     assert high - low > 0.05
 
 
+def test_a_gap_may_begin_elsewhere_than_the_gain():
+    level = [[Scores(np.full(8, value))] for value in (0.8, 0.7, 0.9, 0.5)]  # base: 0.5
+    assert share_interval([Cell("phone", *level[:3])], "ap50") == pytest.approx((0.5, 0.5))
+    assert share_interval([Cell("phone", *level)], "ap50") == pytest.approx((0.25, 0.25))
+
+
 def test_an_oracle_that_may_be_below_opens_the_interval():
     rng = np.random.default_rng(3)
     fair = Scores(0.5 + rng.normal(0, 0.2, 8))

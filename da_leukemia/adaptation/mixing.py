@@ -155,7 +155,8 @@ class ConfMix(Component):
         settings, source = self.settings, views.source_targets
         found, size = views.taught.detections, views.source.shape[-1]
         labelled = labelled_classes(source)
-        trust = 2 / (1 + math.exp(-5 * views.progress)) - 1
+        mixing = (views.progress - settings.burn_in) / (1 - settings.burn_in)  # 0 when it begins
+        trust = 2 / (1 + math.exp(-5 * mixing)) - 1
         certainty = box_certainty(found, views.taught.places)
         scores = found.scores * (1 - trust + trust * certainty)
 

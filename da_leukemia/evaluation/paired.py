@@ -5,6 +5,7 @@ Both work on tables of the same fields (see `bootstrap.Resamplable`), one per tr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -106,12 +107,19 @@ class Cell:
         adapted: the method.
         fair: its source-only twin.
         oracle: the twin trained on the tested device.
+        base: where the gap begins, if not at ``fair``: source-only of the oracle's length.
     """
 
     test: str
     adapted: Sequence[Resamplable]
     fair: Sequence[Resamplable]
     oracle: Sequence[Resamplable]
+    base: Sequence[Resamplable] = ()
+
+    @property
+    def sides(self) -> tuple[Sequence[Resamplable], ...]:
+        """The runs: adapted, fair, oracle, and base where there is one."""
+        return self.adapted, self.fair, self.oracle, *([self.base] if self.base else [])
 
 
 def share_interval(
@@ -121,11 +129,11 @@ def share_interval(
     replicates: int = 300,
     rng_seed: int = 0,
 ) -> tuple[float, float]:
-    """Return an interval of ``sum(adapted - fair) / sum(oracle - fair)`` over cells.
+    """Return an interval of ``sum(adapted - fair) / sum(oracle - base)`` over cells.
 
     Each replicate draws seeds, and patients of each test device, with replacement; all cells of a
-    device and all three runs of a cell see the same draw. Replicates in which the oracles are not
-    above the twins have no share; where they are more than the tail, the interval is open
+    device and all runs of a cell see the same draw. Replicates in which the oracles are not
+    above the base have no share; where they are more than the tail, the interval is open
     (infinite) there.
 
     Raises:
@@ -142,13 +150,12 @@ def share_interval(
             weights[test] = np.bincount(rng.integers(count, size=count), minlength=count)[member]
         gained = possible = 0.0
         for cell in cells:
-            scores = [
-                _drawn(tables, luck, weights[cell.test], metric)
-                for tables in (cell.adapted, cell.fair, cell.oracle)
+            adapted, fair, oracle, *base = scores = [
+                _drawn(tables, luck, weights[cell.test], metric) for tables in cell.sides
             ]
             if np.isfinite(scores).all():
-                gained += scores[0] - scores[1]
-                possible += scores[2] - scores[1]
+                gained += adapted - fair
+                possible += oracle - (base[0] if base else fair)
         shares.append(gained / possible if possible > 0 else np.copysign(np.inf, gained))
     low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2], method="nearest")
     return float(low), float(high)
@@ -157,7 +164,7 @@ def share_interval(
 def _members(cells: Sequence[Cell]) -> Mapping[str, IntArray]:
     groups: dict[str, list[str]] = {}
     for cell in cells:
-        for table in (*cell.adapted, *cell.fair, *cell.oracle):
+        for table in itertools.chain(*cell.sides):
             if list(table.groups) != groups.setdefault(cell.test, list(table.groups)):
                 raise ValueError(f"{cell.test}: the runs were not tested on the same fields")
     return {

@@ -29,6 +29,7 @@ class _Runs(NamedTuple):
     mine: list[Result]
     twin: list[Result]
     oracle: list[Result]
+    base: list[Result]  # none: the gap begins at the twin
 
 
 def gains(
@@ -85,7 +86,7 @@ def shares(
     found = {}
     for method, pairs in methods.items():
         tests = {name: name.rpartition(" ")[2] for name in pairs}
-        each = [_paths([*r.mine, *r.twin, *r.oracle], tests[n]) for n, r in pairs.items()]
+        each = [_paths([*r.mine, *r.twin, *r.oracle, *r.base], tests[n]) for n, r in pairs.items()]
         if None in each:
             continue
         paths = [path for some in each for path in some or ()]
@@ -127,7 +128,13 @@ def _pairs(results: Sequence[Result], alike: bool, longer: bool) -> dict[Pair, _
                 continue
             oracle = [by_run[Run(shorter, test, "", s)] for s in seeds.get((shorter, test, ""), [])]
             oracle = oracle if all(test in r.content["tests"] for r in oracle) else []
-            pairs[method, source, test] = _Runs(mine, twin, oracle)
+            base = []
+            if reference != shorter:
+                chosen = seeds.get((shorter, source, ""), [])
+                base = [by_run[Run(shorter, source, "", s)] for s in chosen]
+                if not base or not all(test in r.content["tests"] for r in base):
+                    oracle = []  # nobody knows where the gap begins
+            pairs[method, source, test] = _Runs(mine, twin, oracle, base)
     return pairs
 
 

@@ -42,7 +42,10 @@ class Gap:
 
     Attributes:
         target: device it adapted to or calibrated, on which it was tested.
-        closed: share of the gap that was won back; None where it is refused.
+        base: where the gap begins: ``fair``, or source-only of the oracle's length where ``fair``
+            has the method's greater length.
+        closed: share of the gap that was won back, gain / (oracle - base); None where it is
+            refused.
         reason: why it is refused.
         gain: adapted - fair; below zero the adaptation did harm (negative transfer).
         paired: interval and test of the gain, None where there are none.
@@ -54,6 +57,7 @@ class Gap:
     adapted: float
     fair: float | None
     oracle: float | None
+    base: float | None
     closed: float | None
     reason: str | None
     paired: Gain | None = None
@@ -144,6 +148,8 @@ def gap_closed(
             it. By default the twin is not calibrated wherever there is such a run.
         longer: compare with the twin of equal length, the methods that have one (see
             `sweep.plan.longer_twin`): what the target's images add to as many steps on the source.
+            The gap stays that of the table without it: an oracle of fewer steps than the twin would
+            make any gain a large share.
     """
     gaps = []
     notes: dict[str, None] = {}
@@ -161,6 +167,7 @@ def gap_closed(
         if row.method not in matrix.compared or row.method == reference:
             continue
         fair = matrix.cell(reference, row.source, "", row.test, metric)
+        base = matrix.cell(shorter, row.source, "", row.test, metric)
         oracle = matrix.cell(shorter, row.test, "", row.test, metric)
         plain = PLAIN + detector_of(row.method)
         if oracle is None and (instead := matrix.cell(plain, row.test, "", row.test, metric)):
@@ -174,13 +181,15 @@ def gap_closed(
             reason = f"the twin was trained differently: {reason}"
         elif fair is None:
             reason = f"no {reference} run trained on {row.source}"
+        elif base is None:
+            reason = f"no {shorter} run trained on {row.source}"
         elif oracle is None:
             reason = f"no oracle: no {shorter} run trained on {row.test}"
-        elif oracle.value <= fair.value:
-            reason = f"oracle {oracle.value:.3f} is not above {reference} {fair.value:.3f}"
+        elif oracle.value <= base.value:
+            reason = f"oracle {oracle.value:.3f} is not above {shorter} {base.value:.3f}"
         closed = None
-        if reason is None and fair is not None and oracle is not None:
-            closed = (row.value - fair.value) / (oracle.value - fair.value)
+        if reason is None and fair is not None and base is not None and oracle is not None:
+            closed = (row.value - fair.value) / (oracle.value - base.value)
         gaps.append(
             Gap(
                 row.method,
@@ -189,6 +198,7 @@ def gap_closed(
                 row.value,
                 fair.value if fair else None,
                 oracle.value if oracle else None,
+                base.value if base else None,
                 closed,
                 reason,
                 (gains or {}).get((row.method, row.source, row.test)),
@@ -207,8 +217,11 @@ def _summary(
 ) -> GapSummary:
     gains = [g.gain for g in gaps if g.gain is not None]
     ratios = [g.closed for g in gaps if g.closed is not None]
-    whole = [(g.adapted, g.fair, g.oracle) for g in gaps]
-    known = [(a - f, o - f) for a, f, o in whole if f is not None and o is not None]
+    known = [
+        (g.gain, g.oracle - g.base)
+        for g in gaps
+        if g.gain is not None and g.oracle is not None and g.base is not None
+    ]
     gained, possible = sum(g for g, _ in known), sum(p for _, p in known)
     reason = None
     if unfair:
