@@ -26,6 +26,7 @@ from benchmarks.train_step import make_targets
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Augmentation, Detector, Trainer, load_method, shipped
+from da_leukemia.config.check import check_fit
 from da_leukemia.data.batches import LabelledBatch, UnlabelledBatch
 from da_leukemia.labels import WBC
 from da_leukemia.models.factory import build_detector
@@ -136,8 +137,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     settings = Detector(backbone=given.backbone)
     names = [TWIN, *(p for p in given.presets if p != TWIN)]
     tasks, steppers = {}, {}
-    for preset in names:
+    for preset in tuple(names):
         method = load_method(preset)
+        if refused := check_fit(preset, method, settings):
+            print(f"left out: {'; '.join(refused)}")
+            names.remove(preset)
+            continue
         tasks[preset] = build(method, settings, device)
         share = 1.0 if method.source_free else given.target_images
         target = max(1, round(share * given.batch)) if needs_target(method) else 0

@@ -32,7 +32,7 @@ from da_leukemia.evaluation.records import load_records
 from da_leukemia.labels import LINEAGE
 from da_leukemia.sweep import ledger, worker
 from da_leukemia.sweep.facts import read_facts
-from da_leukemia.tasks.detection import DivergedError
+from da_leukemia.tasks.divergence import DivergedError, FirstBad
 
 FAIR = Method()
 PLAIN = Method(augmentation="weak", ema=False)
@@ -547,6 +547,34 @@ def test_a_diverging_loss_is_named_and_the_last_checkpoint_kept(
     assert "its training has not ended: step 2 of" in caplog.text
     run(job, "bad")  # the checkpoint is good to go on from
     assert same_weights(folder, run(job, "good"))
+
+
+def test_the_loss_that_was_bad_first_is_named_however_late_it_is_asked():
+    watch = FirstBad()
+    one, bad = torch.tensor(1.0), torch.tensor(torch.inf)
+    watch.note({"class": one, "mmd": one})
+    assert watch.complaint() is None
+    watch.note({"class": one, "mmd": bad})
+    watch.note({"class": bad, "mmd": bad})
+    watch.note({"class": one, "mmd": one})
+    assert watch.complaint() == "the loss of mmd is not finite"
+
+
+def test_a_gradient_that_overflows_stops_before_it_reaches_the_weights(
+    make_job, run, tmp_path, monkeypatch
+):
+    original = worker.DetectionTask._adaptation_losses
+
+    def steep(self, *arguments):
+        losses = original(self, *arguments)
+        if self.global_step == 3:  # a root at zero is finite, its slope is not
+            losses["adversarial"] = losses["adversarial"] + (losses["adversarial"] * 0).sqrt()
+        return losses
+
+    monkeypatch.setattr(worker.DetectionTask, "_adaptation_losses", steep)
+    with pytest.raises(DivergedError, match=r"step 3: the gradient is not finite; .*adversarial 0"):
+        run(make_job(ADAPTED), "bad")
+    assert checkpoint(tmp_path / "bad")["global_step"] == 2
 
 
 def test_weights_that_are_no_numbers_are_never_kept(make_job, run, tmp_path, monkeypatch):

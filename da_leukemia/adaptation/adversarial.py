@@ -19,11 +19,12 @@ from da_leukemia.models.base import AnyDetector, Outputs, Regions
 from da_leukemia.models.gradients import scale_gradient
 
 
-def reversal_schedule(progress: float, ramp: float) -> float:
-    """Rise from 0 to 1 over the share ``ramp`` of training, by DANN's sigmoid."""
+def reversal_schedule(progress: float, ramp: float, burn_in: float = 0.0) -> float:
+    """Rise from 0 to 1 by DANN's sigmoid, over the share ``ramp`` of training after burn-in."""
     if ramp <= 0:
         return 1.0
-    return 2 / (1 + math.exp(-10 * min(1.0, progress / ramp))) - 1
+    risen = (progress - burn_in) / (1 - burn_in) / ramp
+    return 2 / (1 + math.exp(-10 * min(1.0, risen))) - 1
 
 
 def domain_loss(on_source: Tensor, on_target: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -74,14 +75,18 @@ class Adversarial(Component):
         self.discriminators = nn.ModuleList(discriminator() for _ in range(levels))
 
     def wants_target(self, progress: float) -> bool:
-        """Always: it compares both devices in every step."""
-        del progress
-        return True
+        """After burn-in: it compares both devices in every step."""
+        return progress >= self.settings.burn_in
 
     def losses(self, context: StepContext) -> dict[str, Tensor]:
         """Binary cross-entropy per location, both devices with equal weight, mean over levels."""
+        settings = self.settings
+        if context.progress < settings.burn_in:
+            return {}
         assert context.target is not None
-        scale = self.settings.reversal * reversal_schedule(context.progress, self.settings.ramp)
+        scale = settings.reversal * reversal_schedule(
+            context.progress, settings.ramp, settings.burn_in
+        )
         pairs = zip(
             self._logits(context.source, scale), self._logits(context.target, scale), strict=True
         )
@@ -157,15 +162,18 @@ class InstanceAdversarial(Component):
         self._image = found[:1]
 
     def wants_target(self, progress: float) -> bool:
-        """Always: it compares both devices in every step."""
-        del progress
-        return True
+        """After burn-in: it compares both devices in every step."""
+        return progress >= self.settings.burn_in
 
     def losses(self, context: StepContext) -> dict[str, Tensor]:
         """Binary cross-entropy per cell, 0 as long as one of the devices shows none."""
-        assert context.target is not None
         settings, detector = self.settings, context.detector
-        scale = settings.reversal * reversal_schedule(context.progress, settings.ramp)
+        if context.progress < settings.burn_in:
+            return {}
+        assert context.target is not None
+        scale = settings.reversal * reversal_schedule(
+            context.progress, settings.ramp, settings.burn_in
+        )
         own = true_regions(
             detector, context.source, context.source_targets, settings.regions, context.draw
         )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from da_leukemia.adaptation.adversarial import reversal_schedule
 from da_leukemia.adaptation.base import Component, StepContext
-from da_leukemia.adaptation.regions import pool_maps, true_regions
+from da_leukemia.adaptation.regions import cell_features, pool_maps, true_regions
 from da_leukemia.adaptation.settings import Coral as CoralSettings
 from da_leukemia.adaptation.settings import Mmd as MmdSettings
 
@@ -116,10 +116,9 @@ class _Alignment(Component):
         context.log("health/target_regions_per_image", found.mask.float().sum(1).mean())
         features, members = [], []
         for outputs, regions in ((context.source, own), (target, found)):
-            if settings.features == "attributes":
-                pooled = detector.attribute_features(outputs, regions.boxes)
-            else:
-                pooled = detector.region_features(outputs, regions.boxes, settings.resolution)
+            pooled = cell_features(
+                detector, outputs, regions.boxes, settings.features, settings.resolution
+            )
             features.append(pooled.flatten(0, 1))
             mask = regions.mask.flatten().float().unsqueeze(1)
             kinds = F.one_hot(regions.labels.flatten(), self.classes)

@@ -40,16 +40,16 @@ def swap_low_frequencies(source: Tensor, target: Tensor, beta: Tensor) -> Tensor
 def match_histogram(source: Tensor, target: Tensor, bins: int = 128) -> Tensor:
     """Give each channel of ``source`` the distribution of ``target``'s; images in 0..1."""
     batch, channels = source.shape[:2]
-    flat, other = source.flatten(2), target.flatten(2)
+    flat = source.flatten(2)
     quantiles = torch.linspace(0, 1, bins, device=source.device)
-    # Sorted values at equal ranks are the quantiles; every 7th pixel is enough for 128 of them.
-    step = max(1, flat.shape[-1] // 4096)
+    # Sorted values at equal ranks are the quantiles; a grid of 64 x 64 is enough for 128 of them.
+    step = max(1, source.shape[-1] // 64)
 
-    def at(values: Tensor) -> Tensor:
-        ordered = values[..., ::step].sort(-1).values
+    def at(images: Tensor) -> Tensor:
+        ordered = images[..., step // 2 :: step, step // 2 :: step].flatten(2).sort(-1).values
         return ordered[..., (quantiles * (ordered.shape[-1] - 1)).long()].contiguous()
 
-    have, want = at(flat), at(other)
+    have, want = at(source), at(target)
     # Ties (flat background) would make the table not invertible.
     have = have + torch.arange(bins, device=source.device) * 1e-6
     place = torch.searchsorted(have, flat.contiguous()).clamp(1, bins - 1)

@@ -28,6 +28,14 @@ def _sizes(detector: AnyDetector) -> tuple[int, ...]:
     return detector.attributes.sizes if detector.attributes is not None else ()
 
 
+def _width(features: str, detector: AnyDetector) -> int:
+    """Return the length of what `regions.cell_features` gives."""
+    if features == "attributes":
+        assert detector.attributes is not None
+        return detector.attributes.embedded
+    return detector.region_channels
+
+
 _BUILDERS: dict[str, Callable[[Any, AnyDetector], Component]] = {
     "adversarial": lambda x, d: Adversarial(x, d.channels, len(d.strides)),
     "fourier": lambda x, d: Fourier(x),
@@ -35,7 +43,7 @@ _BUILDERS: dict[str, Callable[[Any, AnyDetector], Component]] = {
     "instance_adversarial": lambda x, d: InstanceAdversarial(x, d.region_channels, d.classes),
     "mmd": lambda x, d: Mmd(x, d.classes),
     "coral": lambda x, d: Coral(x, d.classes),
-    "prototypes": lambda x, d: Prototypes(x, d.region_channels, d.classes),
+    "prototypes": lambda x, d: Prototypes(x, _width(x.features, d), d.classes),
     "reinhard": lambda x, d: Reinhard(x),
     "stain_jitter": lambda x, d: StainJitter(x),
     "mean_teacher": lambda x, d: MeanTeacher(x, d.classes, _sizes(d)),

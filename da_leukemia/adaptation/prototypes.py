@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from da_leukemia.adaptation.adversarial import reversal_schedule
 from da_leukemia.adaptation.base import Component, StepContext
-from da_leukemia.adaptation.regions import true_regions
+from da_leukemia.adaptation.regions import cell_features, true_regions
 from da_leukemia.adaptation.settings import Prototypes as Settings
 
 
@@ -43,11 +43,14 @@ class Prototypes(Component):
         with torch.autocast(target.features[0].device.type, enabled=False):
             on_source, on_target = (
                 F.normalize(
-                    detector.region_features(o, r.boxes, settings.resolution), dim=-1
+                    cell_features(detector, o, r.boxes, settings.features, settings.resolution),
+                    dim=-1,
                 ).flatten(0, 1)
                 for o, r in ((context.source, own), (target, found))
             )
-            ground = detector.ground_feature(context.source, context.source_targets)
+            ground = None
+            if settings.features == "regions":
+                ground = detector.ground_feature(context.source, context.source_targets)
             self._remember(on_source.detach(), own.labels.flatten(), own.mask.flatten(), ground)
             pull = self._contrast(on_target, found.labels.flatten(), found.mask.flatten())
             hold = self._contrast(on_source, own.labels.flatten(), own.mask.flatten())
@@ -57,13 +60,16 @@ class Prototypes(Component):
         return {"prototypes": weight * (pull + hold * found.mask.any()) / 2}
 
     @torch.no_grad()
-    def _remember(self, features: Tensor, labels: Tensor, mask: Tensor, ground: Tensor) -> None:
+    def _remember(
+        self, features: Tensor, labels: Tensor, mask: Tensor, ground: Tensor | None
+    ) -> None:
         """Move the prototypes of the classes in this batch; a new one starts at its first mean."""
         classes = len(self.seen) - 1
         members = F.one_hot(labels, classes) * mask.unsqueeze(1)
         mean = members.T.float() @ features / members.sum(0).clamp(min=1).unsqueeze(1)
-        mean = F.normalize(torch.cat([mean, ground.unsqueeze(0)]), dim=-1)
-        here = torch.cat([members.any(0), mask.new_ones(1)])
+        last = torch.zeros_like(mean[:1]) if ground is None else ground.unsqueeze(0)
+        mean = F.normalize(torch.cat([mean, last]), dim=-1)
+        here = torch.cat([members.any(0), mask.new_full((1,), ground is not None)])
         moved = torch.lerp(mean, self.prototypes, self.settings.momentum)
         moved = torch.where(self.seen.unsqueeze(1), F.normalize(moved, dim=-1), mean)
         self.prototypes.copy_(torch.where(here.unsqueeze(1), moved, self.prototypes))

@@ -37,6 +37,23 @@ def true_regions(
     return Regions(boxes, labels, mask, detector.class_scores(outputs, boxes))
 
 
+def cell_features(
+    detector: AnyDetector, outputs: Outputs, boxes: Tensor, features: str, resolution: int
+) -> Tensor:
+    """Return what cells are compared by, ``(B, K, D)`` of boxes ``(B, K, 4)``.
+
+    Args:
+        detector: which reads them.
+        outputs: its raw answer.
+        boxes: input pixels.
+        features: "regions", or "attributes" for what the attribute head reads.
+        resolution: samples per side of a region.
+    """
+    if features == "attributes":
+        return detector.attribute_features(outputs, boxes)
+    return detector.region_features(outputs, boxes, resolution)
+
+
 def pool_maps(outputs: Outputs) -> Tensor:
     """Average each level over the whole view, levels side by side: ``(B, levels x D)`` float32."""
     return torch.cat([f.float().mean((2, 3)) for f in outputs.features], 1)

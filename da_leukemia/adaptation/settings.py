@@ -125,9 +125,16 @@ def _refusal_on_cells(settings: Any) -> str | None:
         return "harmony weighs locations by the overlap of their boxes, and there are none"
     if isinstance(settings, Adversarial) and settings.centre_aware:
         return "centre_aware weighs locations, of which a picture of one cell has one"
-    if isinstance(settings, Mmd | Coral) and settings.features == "attributes":
+    if isinstance(settings, Mmd | Coral | Prototypes) and settings.features == "attributes":
         return "attributes are read from the feature that the classes are read from; take regions"
     return None
+
+
+def is_off(settings: Any) -> bool:
+    """Whether a component is removed: its strength is 0, or every part of it is."""
+    parts = getattr(settings, "parts", ())
+    off = bool(parts) and all(getattr(settings, name) == 0 for name in parts)
+    return off or getattr(settings, settings.strength) == 0
 
 
 @dataclass

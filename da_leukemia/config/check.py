@@ -223,6 +223,14 @@ def _check_consistency(name: str, method: Method) -> list[str]:
     ]
 
 
+def _written_off(given: Mapping[str, Any]) -> bool:
+    """Whether a component is switched off (`is_off`), of settings that may yet be wrong."""
+    kind = COMPONENTS[given["name"]]
+    parts = getattr(kind, "parts", ())
+    off = bool(parts) and all(given.get(part, 1) == 0 for part in parts)
+    return off or given.get(kind.strength, 1) == 0
+
+
 def _check_source_free(name: str, method: Method) -> list[str]:
     where = f"adaptations.{name}"
     found = []
@@ -231,7 +239,7 @@ def _check_source_free(name: str, method: Method) -> list[str]:
     if method.patch_mosaics:
         found.append(f"{where}.patch_mosaics: a source_free method sees no field of the source")
     known = [given for given in method.components if given.get("name") in COMPONENTS]
-    kinds = [g["name"] for g in known if g.get(COMPONENTS[g["name"]].strength, 1) != 0]
+    kinds = [g["name"] for g in known if not _written_off(g)]
     found += [
         f"{where}: {kind} needs images of the source, which a source_free method has not; it can "
         f"have {', '.join(sorted(SOURCE_FREE))}"

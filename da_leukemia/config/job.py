@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-from da_leukemia.adaptation.settings import COMPONENTS, Method
+from da_leukemia.adaptation.settings import COMPONENTS, Method, is_off
 from da_leukemia.config.schema import (
     Attributes,
     Augmentation,
@@ -27,13 +27,17 @@ IDENTITY_VERSION = 1
 """Raised when the meaning of a setting changes, so that old results are not taken for new ones."""
 
 
+_LATER_BURN_IN = frozenset({"adversarial", "instance_adversarial"})
+"""Components that got a burn-in after results were there."""
+
+
 def active_components(method: Method) -> list[dict[str, Any]]:
-    """Return the components of a method whose strength is not zero."""
+    """Return the components of a method that are not switched off."""
     active = []
     for settings in method.components:
         kind = str(settings["name"])
         full = COMPONENTS[kind](**{k: v for k, v in settings.items() if k != "name"})
-        if getattr(full, full.strength) != 0:
+        if not is_off(full):
             active.append({"name": kind, **_plain(full)})
     return active
 
@@ -47,6 +51,10 @@ def _method_identity(settings: Method) -> dict[str, Any]:
             del component["class_weight"]
         if component.get("rounds") == 0:
             del component["rounds"]
+        if component["name"] in _LATER_BURN_IN and component["burn_in"] == 0:
+            del component["burn_in"]
+        if component["name"] == "prototypes" and component["features"] == "regions":
+            del component["features"]
     if not method["target_labels"]:
         del method["target_labels"], method["target_share"]
     if settings.target_images == 1.0 or not method["components"]:

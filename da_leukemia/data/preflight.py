@@ -74,6 +74,8 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
         raise DataError(_unreadable(experiment.data) or error.problems) from None
     problems = []
     sources = {d for source in _trained_sources(experiment) for d in devices_of(source)}
+    adapts = any(method.components for method in experiment.adaptations.values())
+    adapted = set(experiment.targets or []) - sources if adapts else set()
     for name, index in indexes.items():
         problems += _problems(index)
         if name in (experiment.tests or []):
@@ -82,6 +84,11 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
                 problems.append(f"{name}: no field in the test part; see data.split")
             elif not any(f.labelled_classes for f in test.fields):
                 problems.append(_nothing_to_score(experiment.data, name))
+        if name in adapted and not len(split.select(index, "train")):
+            problems.append(
+                f"{name}: is adapted to but has no image in the training part; see data.split, or "
+                "leave it out of targets"
+            )
         if name in sources:
             train = split.select(index, "train")
             if not len(train):

@@ -31,6 +31,7 @@ class AttributeHead(nn.Module, ABC):
         sizes: number of values of each attribute of the label space.
         read: columns of the attributes that it reads; it has no answer to the others.
         most: cells of an image that a step learns from, drawn anew each time; None for all.
+        embedded: length of what `embed` returns.
         needs_types: whether `forward` wants the type of each cell.
         counts: ``(A, V)`` cells in training by attribute and value, -1 where nobody said.
         answers: ``(A,)`` bool, the attributes it has an answer to.
@@ -46,6 +47,7 @@ class AttributeHead(nn.Module, ABC):
 
     shallow: tuple[int, ...] = ()
     most: int | None = None
+    embedded: int
     counts: Tensor
     answers: Tensor
     told: Tensor
@@ -224,6 +226,7 @@ class PyramidHead(AttributeHead):
     ) -> None:
         super().__init__(sizes, **settings)
         self.resolution = resolution
+        self.embedded = channels + 2
         self.body = nn.Sequential(
             conv_block(channels, channels), conv_block(channels, channels), nn.AdaptiveAvgPool2d(1)
         )

@@ -60,6 +60,7 @@ class AttriDetHead(AttributeHead):
             )
         )
         pooled = widths[-1] * (GRID[0] // 8) * (GRID[1] // 8)
+        self.embedded = pooled
         self.hidden = nn.ModuleList([nn.Linear(pooled, 1024), nn.Linear(1024, 256)])
         self.classify = nn.Linear(256, sum(self.widths))
 

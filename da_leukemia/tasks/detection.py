@@ -23,10 +23,11 @@ from da_leukemia.data.views import (
     warp_targets,
     weak_geometry,
 )
-from da_leukemia.errors import ConfigError, UserError
+from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation.records import FieldRecord
 from da_leukemia.models.base import AnyDetector, Outputs
 from da_leukemia.models.ema import MovingAverage
+from da_leukemia.tasks.divergence import DivergedError, FirstBad
 from da_leukemia.tasks.joining import Join
 from da_leukemia.tasks.metrics import FieldMetric
 from da_leukemia.tasks.optimisation import adamw_with_cosine
@@ -34,10 +35,6 @@ from da_leukemia.tasks.optimisation import adamw_with_cosine
 # Purposes of random numbers (see `generator_for`): the source's do not shift when a target joins,
 # so that a run with every adaptation weight at zero is its source-only twin to the last bit.
 _SOURCE, _TARGET, _COMPONENTS, _SAMPLES = 0, 1, 2, 3
-
-
-class DivergedError(UserError):
-    """A loss became infinite or not a number."""
 
 
 def _spread(images: Tensor, count: int) -> Tensor:
@@ -97,6 +94,7 @@ class DetectionTask(L.LightningModule):
             component.attach(detector)
         self.validation: FieldDataset | None = None
         self._join: Join | None = None
+        self._first_bad = FirstBad()
 
     @property
     def tested(self) -> AnyDetector:
@@ -291,7 +289,7 @@ class DetectionTask(L.LightningModule):
             {f"train/{k}": v.detach() for k, v in losses.items()}, on_epoch=True, on_step=False
         )
         self.log("train/loss", total.detach(), on_epoch=True, on_step=False)
-        self._watch(losses, total)
+        self._first_bad.note(losses)
         return total
 
     @property
@@ -338,13 +336,19 @@ class DetectionTask(L.LightningModule):
             self._log_mean("health/unsupervised_ratio", ratio)
         return losses
 
-    def _watch(self, losses: dict[str, Tensor], total: Tensor) -> None:
-        """Stop on a diverging loss and say which. Asked once in 50 steps: asking synchronises."""
-        if self.global_step % 50 and total.device.type != "cpu":
+    @property
+    def _asks(self) -> bool:
+        """Whether this step is looked at: asking a GPU makes it wait, so once in 50 steps."""
+        return self.device.type == "cpu" or self.global_step % 50 == 0
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        """Stop on a diverging loss or gradient, and say which, before it reaches the weights."""
+        del args
+        if not self._asks:
             return
-        if not bool(torch.isfinite(total)):
-            bad = [k for k, v in losses.items() if not bool(torch.isfinite(v))]
-            raise self._diverged(f"the loss of {', '.join(bad)} is not finite")
+        wrong = self._first_bad.complaint()
+        if wrong := wrong or self._first_bad.complaint_of_gradient(self.parameters()):
+            raise self._diverged(wrong)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Let the average follow."""

@@ -65,8 +65,9 @@ def epoch_path(folder: Path, epoch: int) -> Path:
 def teacher_thresholds(task: DetectionTask) -> Tensor | None:
     """Return the scores ``(C,)`` from which the tested network's detections are pseudo-labels.
 
-    Those of the first component that has a threshold, as they are now where they are adaptive; 0.5
-    where no teacher has one. None without a teacher, or where another network is tested.
+    Those of the first component that has a threshold, as they are now where they are adaptive; else
+    the score from which a teacher's boxes are learned, else 0.5. None without a teacher, or where
+    another network is tested.
     """
     teachers: list[Any] = [c for c in task.components if c.needs_teacher]
     if not teachers or not task.tests_average:
@@ -74,7 +75,7 @@ def teacher_thresholds(task: DetectionTask) -> Tensor | None:
     for teacher in teachers:
         if getattr(teacher, "thresholds", None) is not None:
             return torch.as_tensor(teacher.thresholds.values).detach().cpu().clone()
-    given = [getattr(t.settings, "threshold", None) for t in teachers]
+    given = [getattr(t.settings, n, None) for n in ("threshold", "positive") for t in teachers]
     value = next((v for v in given if v is not None), 0.5)
     return torch.full((task.detector.classes,), float(value))
 

@@ -20,6 +20,7 @@ class Adversarial:
             ``2 / (1 + exp(-10 p)) - 1``; 0 reverses at full strength from the start.
         depth: hidden layers.
         kernel: side of their convolutions; 1 looks at each location alone.
+        burn_in: share of training before the target joins; the reversal's rise begins there.
         centre_aware: weight every location with the detector's own class score there (EPM; Hsu et
             al., ECCV 2020), so that cells are aligned and not the ground between them.
     """
@@ -33,6 +34,7 @@ class Adversarial:
     ramp: float = share(1.0)
     depth: int = number(1, least=0)
     kernel: int = number(1, least=1)
+    burn_in: float = number(0.0, least=0, below=1)
     centre_aware: bool = False
 
 
@@ -48,6 +50,7 @@ class InstanceAdversarial:
         hidden: width of the two hidden layers.
         dropout: share of hidden units that are dropped.
         ramp: as in `Adversarial`.
+        burn_in: as in `Adversarial`.
         threshold: score from which a detection on the target takes part.
         regions: at most this many cells of an image take part.
         resolution: samples per side of a cell's pooled feature.
@@ -66,6 +69,7 @@ class InstanceAdversarial:
     hidden: int = number(256, least=1)
     dropout: float = number(0.5, least=0, below=1)
     ramp: float = share(1.0)
+    burn_in: float = number(0.0, least=0, below=1)
     threshold: float = share(0.3)
     regions: int = number(16, least=1)
     resolution: int = number(3, least=1)

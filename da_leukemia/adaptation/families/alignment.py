@@ -71,6 +71,7 @@ class Prototypes:
         ramp: share of training over which the weight rises by DANN's schedule.
         momentum: share of a prototype that stays in each step.
         temperature: of the softmax over cosines.
+        features: "regions" or "attributes", as in `Mmd`; there is no ground among attributes.
         threshold: score from which a detection on the target takes part.
         regions: at most this many cells of an image take part.
         resolution: samples per side of a cell's pooled feature.
@@ -83,6 +84,7 @@ class Prototypes:
     ramp: float = share(1.0)
     momentum: float = number(0.99, least=0, below=1)
     temperature: float = number(0.1, above=0)
+    features: str = field(default="regions", metadata={"choices": ("regions", "attributes")})
     threshold: float = share(0.3)
     regions: int = number(16, least=1)
     resolution: int = number(3, least=1)

@@ -59,6 +59,7 @@ class Distillation:
     """
 
     strength: ClassVar[str] = "weight"
+    parts: ClassVar[tuple[str, ...]] = ("class_weight", "box_weight")
     targeted: ClassVar[bool] = True
 
     weight: float = number(1.0, least=0)
