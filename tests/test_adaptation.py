@@ -170,6 +170,18 @@ def test_histogram_matching_gives_the_quantiles_of_the_target():
     assert (matched.flatten(2).gather(-1, order).diff(dim=-1) >= -1e-6).all()
 
 
+@pytest.mark.parametrize("size", [64, 512, 1000])
+def test_histogram_matching_sees_the_whole_image(size):
+    """Dark stripes of a few columns must not fall between those that are looked at."""
+    source = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    target = torch.full((1, 3, size, size), 0.9)
+    column = torch.arange(size)
+    target[..., column % 64 < 35] = 0.1
+    dark = float((target < 0.5).float().mean())
+    matched = match_histogram(source, target)
+    assert float((matched < 0.5).float().mean()) == pytest.approx(dark, abs=0.1)
+
+
 def test_histogram_matching_of_an_image_with_itself_changes_nothing():
     image = rand(1, 3, 48, 48)
     torch.testing.assert_close(match_histogram(image, image), image, atol=0.02, rtol=0)

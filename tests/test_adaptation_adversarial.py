@@ -10,7 +10,12 @@ from adaptation_kit import STRIDES, anyone, context, detector, draw, number, ran
 from torchvision.ops import roi_align
 
 from da_leukemia.adaptation import settings as s
-from da_leukemia.adaptation.adversarial import Adversarial, InstanceAdversarial, domain_loss
+from da_leukemia.adaptation.adversarial import (
+    Adversarial,
+    InstanceAdversarial,
+    domain_loss,
+    reversal_schedule,
+)
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.regions import true_regions
 from da_leukemia.data.batches import Targets
@@ -299,6 +304,45 @@ def test_consistency_pulls_cell_and_image_together():
             feature -= 1e-2 * feature.grad / feature.grad.norm()
         after = component.losses(context(source, target, labels=TRUE))["consistency"]
     assert number(after) < number(before)  # not reversed
+
+
+def test_consistency_moves_the_cells_branch_towards_its_image():
+    component = instance(consistency=1.0, dropout=0.0)
+    image = Adversarial(s.Adversarial(), 4, 3)
+    component.meet([image])
+    for discriminator in image.discriminators:
+        torch.nn.init.zeros_(discriminator[-1].weight)
+        torch.nn.init.zeros_(discriminator[-1].bias)
+    source, target = view(), view(1, peaks=SEEN)
+
+    def apart():
+        return component.losses(context(source, target, labels=TRUE))["consistency"]
+
+    before = apart()
+    before.backward()
+    with torch.no_grad():
+        for feature in (*source.features, *target.features):
+            if feature.grad is not None:
+                feature -= 0.1 * feature.grad / feature.grad.norm().clamp(min=1e-9)
+    assert number(apart()) < number(before)
+
+
+def test_discriminators_wait_for_burn_in_and_their_reversal_rises_from_there():
+    given = {"burn_in": 0.2, "ramp": 1.0}
+    image = Adversarial(s.Adversarial(**given), 4, 3)
+    for component in (image, instance(**given)):
+        assert [component.wants_target(p) for p in (0.0, 0.19, 0.2)] == [False, False, True]
+        assert component.losses(context(view(), None, progress=0.1, labels=TRUE)) == {}
+    assert reversal_schedule(0.2, 1.0, 0.2) == 0
+    assert reversal_schedule(0.6, 1.0, 0.2) == pytest.approx(reversal_schedule(0.5, 1.0))
+    assert reversal_schedule(1.0, 1.0, 0.2) == reversal_schedule(1.0, 1.0)
+    slopes = []
+    for progress in (0.2, 0.6):
+        source = view()
+        step = context(source, view(1), progress=progress, labels=TRUE)
+        image.losses(step)["adversarial"].backward()
+        slopes.append(float(source.features[0].grad.abs().sum()))
+    assert slopes[0] == 0 < slopes[1]
 
 
 def test_consistency_is_the_distance_of_probabilities():

@@ -256,6 +256,21 @@ def test_a_class_that_the_source_never_showed_pulls_nobody():
     assert not target.features[0].grad.any()
 
 
+@pytest.mark.parametrize("kind", ["one_stage", "faster_rcnn"])
+def test_prototypes_of_what_attributes_are_read_from(kind):
+    net = detector(sizes=(2, 3), kind=kind)
+    method = s.Method(
+        components=[{"name": "prototypes", "features": "attributes", "threshold": 0.0, "ramp": 0.0}]
+    )
+    (component,) = build_components(method, net)
+    seen = net(rand(2, 3, 64, 64)), net(rand(2, 3, 64, 64, seed=1))
+    loss = component.losses(context(*seen, labels=TRUE, net=net))["prototypes"]
+    loss.backward()
+    assert component.seen.tolist() == [True, True, False]  # there is no ground among attributes
+    assert component.prototypes.shape[1] == net.attributes.embedded
+    assert any(p.grad is not None and p.grad.any() for p in net.attributes.parameters())
+
+
 def test_prototypes_are_part_of_the_checkpoint():
     assert {"prototypes", "seen"} <= prototypes().state_dict().keys()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import adaptation_kit as kit
 import pytest
@@ -162,6 +163,31 @@ def test_the_masked_view_is_matched_against_the_teacher_on_the_whole_one():
     assert rest["boxes"] is False
 
 
+def test_the_weight_of_masked_consistency_rises_after_burn_in():
+    settings = s.MaskedConsistency(burn_in=0.2, ramp=0.4, weight=2.0)
+    net = detector()
+    net.pseudo_loss = lambda *_: torch.ones(())
+    found = []
+    for progress in (0.2, 0.4, 0.6, 1.0):
+        given = views(None, labels([[[0, 0, 0, 0]]], [[-1]]), progress=progress)
+        given.teacher = detector()
+        context = StepContext(
+            detector=net,
+            teacher=given.teacher,
+            progress=progress,
+            draw=draw(),
+            source=None,
+            source_targets=given.source_targets,
+            target=None,
+            target_weak=given.target_weak,
+            log={}.__setitem__,
+        ).after(given)
+        extra = MaskedConsistency(settings, 2).compose(given)
+        losses = extra.losses(context, net(extra.images))
+        found.append(float(losses["masked_class"]))
+    assert found == pytest.approx([0, 1, 2, 2])
+
+
 # --- the most confident quadrant ---------------------------------------------------------------
 
 
@@ -259,6 +285,40 @@ def test_the_loss_weighs_as_much_as_the_labels_are_sure():
         _, losses = learned(extra, net)
         weights.append(float(losses["mixed_class"]))
     assert weights == pytest.approx([1, 2 / 3, 1])
+
+
+def test_trust_moves_from_the_score_to_the_boxs_certainty_as_the_mixing_goes_on():
+    """A score of .7 is above .6 as it is, and below it times a certainty of .55."""
+    own = labels([[[4, 4, 14, 14]]], [[0]])
+    taught = said([[[36, 36, 56, 56]]], [[0.7]], [[1]])
+    taught.places.scores = torch.full((1, 4, 2), 0.9)
+    taught.places.boxes = torch.tensor([[[36, 36, 56, 47]] * 4]).float()  # overlap .55
+    component = ConfMix(s.ConfMix(threshold=0.6, burn_in=0.4))
+    for progress, kind in ((0.4, 1), (1.0, -1)):
+        (mixed,), _ = learned(component.compose(views(taught, own, progress=progress)))
+        assert mixed.labels[0, 1] == kind
+    delta = 2 / (1 + math.exp(-5 * 0.5)) - 1  # half way through the mixing, at .7
+    edge = 0.7 * (1 - delta + delta * 0.55)
+    for threshold, kind in ((edge - 0.01, 1), (edge + 0.01, -1)):
+        component = ConfMix(s.ConfMix(threshold=threshold, burn_in=0.4))
+        (mixed,), _ = learned(component.compose(views(taught, own, progress=0.7)))
+        assert mixed.labels[0, 1] == kind
+
+
+@pytest.mark.parametrize("kind", [ConfMix, Daca])
+def test_mixing_begins_after_burn_in_and_its_weight_rises(kind):
+    component = kind(getattr(s, kind.__name__)(burn_in=0.2, ramp=0.4, weight=2.0))
+    assert [component.composes(p) for p in (0.0, 0.19, 0.2, 1.0)] == [False, False, True, True]
+    taught = said([[[36, 36, 50, 50]]], [[0.9]], [[1]])
+    taught.places.boxes = taught.detections.boxes.expand(-1, 4, -1)  # of which all are certain
+    own = labels([[[4, 4, 14, 14]]], [[0]])
+    found = []
+    for progress in (0.2, 0.4, 0.6, 1.0):
+        net = detector()
+        net.loss = lambda *_, **__: {"class": torch.ones(())}
+        extra = component.compose(views(taught, own, progress=progress))
+        found.append(float(learned(extra, net, progress)[1]["mixed_class"]))
+    assert found == pytest.approx([0, 1, 2, 2])
 
 
 # --- DACA --------------------------------------------------------------------------------------

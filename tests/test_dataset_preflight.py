@@ -272,6 +272,22 @@ def test_a_folder_of_images_can_be_adapted_to_but_not_tested(tmp_path):
     assert [f.labelled_classes for f in indexes["bare"]] == [()] * 6
 
 
+def test_a_target_without_training_images_is_refused_where_something_adapts(tmp_path):
+    put(tmp_path, "lab")
+    put(tmp_path, "phone", fields=1)
+    made = experiment(tmp_path, "lab", "phone", sources=["lab"])
+    made.tests, made.targets = ["lab"], ["lab", "phone"]
+    for made.data.split.seed in range(50):  # its one patient, whom both have, is to be tested
+        indexes, split = preflight(made)
+        if split.part_of(indexes["phone"].fields[0]) == "test":
+            break
+    else:
+        pytest.fail("no split has it in the test part")
+    made.adaptations, made.methods = {"m": Method(components=[{"name": "mmd"}])}, ["m"]
+    with pytest.raises(DataError, match=r"phone: is adapted to but has no image in the training"):
+        preflight(made)
+
+
 def test_labels_that_cannot_be_read_are_not_called_no_images(tmp_path):
     put(tmp_path, "lab")
     put(tmp_path, "phone", missing=range(6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_matrix_support import DEVICES, SPACE, make_records, make_sweep
 
 from da_leukemia.errors import UserError
 from da_leukemia.evaluation import MatchTable, hierarchical_interval
+from da_leukemia.evaluation.paired import holm
 from da_leukemia.report.contents import as_results
 from da_leukemia.report.gains import gains
 from da_leukemia.report.gap import gap_closed
@@ -91,6 +93,24 @@ def test_the_gain_is_scored_on_the_same_patients(sweep):
     assert all(g.paired.low <= g.gain <= g.paired.high for g in gaps)
     one = [r for r in results if (r.run.method, r.run.seed) != (FAIR, 1)]
     assert gains(Bootstrap(), one, "ap50") == {}
+
+
+def test_p_of_a_pair_is_adjusted_for_all_pairs(sweep, monkeypatch):
+    results = as_results(*sweep)
+    alone = {"low_cost": 0.02, "microscope": 0.04}
+    monkeypatch.setattr(
+        "da_leukemia.report.gains._test", lambda runs, test, metric: {metric: (alone[test], 0.0)}
+    )
+    found = gains(Bootstrap(), results, "ap50")
+    assert len(found) > 1
+    assert [g.p for g in found.values()] == holm([alone[pair[2]] for pair in found])
+    table = gap_closed(build_matrix(results), gains=found)
+    assert all(g.paired.p > alone[g.target] for g in table.gaps if g.target == "low_cost")
+    for gap in table.gaps:
+        sure = replace(gap, paired=gap.paired._replace(p=0.04))
+        assert not sure.harmed  # it is above
+        assert replace(sure, adapted=gap.fair - 0.1).harmed
+        assert not replace(gap, adapted=gap.fair - 0.1, paired=gap.paired._replace(p=0.06)).harmed
 
 
 def test_without_records_there_is_no_interval(sweep, tmp_path):

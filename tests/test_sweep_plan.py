@@ -143,6 +143,17 @@ def test_a_job_from_before_types_were_weighted_or_targets_thinned_keeps_its_hash
     assert hash_of({"name": "adabn"}) == "a49e8a50fe38"
     assert hash_of({"name": "adabn", "rounds": 2}) != "a49e8a50fe38"
     assert hash_of({"name": "adabn"}, target_images=0.5) != "a49e8a50fe38"
+    for before, name, later in (
+        ("4876de356dcb", "adversarial", {"burn_in": 0.2}),
+        ("e0b1f3b1df5a", "instance_adversarial", {"burn_in": 0.2}),
+        ("f546badaa4cd", "prototypes", {"features": "attributes"}),
+    ):
+        assert hash_of({"name": name}) == before
+        assert hash_of({"name": name, **later}) != before
+    # Of which no part is left is a method without it.
+    nothing = {"name": "distillation", "class_weight": 0.0, "box_weight": 0.0}
+    assert hash_of(nothing) == hash_of({"name": "distillation", "weight": 0.0})
+    assert hash_of(nothing) != hash_of(nothing | {"box_weight": 1.0})
 
 
 def test_a_job_has_the_same_hash_alone_as_in_its_plan(tmp_path):

@@ -156,7 +156,7 @@ class ConfMix(Component):
         found, size = views.taught.detections, views.source.shape[-1]
         labelled = labelled_classes(source)
         mixing = (views.progress - settings.burn_in) / (1 - settings.burn_in)  # 0 when it begins
-        trust = 2 / (1 + math.exp(-5 * mixing)) - 1
+        trust = 2 / (1 + math.exp(-5 * max(0.0, mixing))) - 1
         certainty = box_certainty(found, views.taught.places)
         scores = found.scores * (1 - trust + trust * certainty)
 
