@@ -108,8 +108,8 @@ def test_p_of_a_pair_is_adjusted_for_all_pairs(sweep, monkeypatch):
     assert all(g.paired.p > alone[g.target] for g in table.gaps if g.target == "low_cost")
     for gap in table.gaps:
         sure = replace(gap, paired=gap.paired._replace(p=0.04))
-        assert not sure.harmed  # it is above
         assert replace(sure, adapted=gap.fair - 0.1).harmed
+        assert not replace(sure, adapted=gap.fair + 0.1).harmed
         assert not replace(gap, adapted=gap.fair - 0.1, paired=gap.paired._replace(p=0.06)).harmed
 
 
