@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow test-chaos test-slurm test-ray lint types check clean help
+.PHONY: quickstart test test-slow test-chaos test-slurm test-ray lint types check settings clean help
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,6 +46,9 @@ types: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy
 
 check: lint types test  ## what CI runs
+
+settings: $(STAMP)  ## docs/settings.md, the list of all settings
+	$(BIN)/python docs/settings.py
 
 clean:           ## forget the environment and all runs
 	rm -rf $(VENV) runs

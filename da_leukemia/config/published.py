@@ -28,7 +28,7 @@ class Published:
     scale: float = number(1.0, above=0)  # theirs = scale x ours: 100 where they are per cent
     digits: int = number(1, least=0)  # decimals of both
     systems: dict[str, str] = field(default_factory=dict)  # name in `numbers` -> as it is printed
-    rows: dict[str, PublishedRow] = field(default_factory=dict)
+    rows: dict[str, PublishedRow] = field(default_factory=dict)  # by the training device, or a name
 
 
 def check_published(

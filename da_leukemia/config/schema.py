@@ -21,17 +21,17 @@ def _choice(default: str, *choices: str) -> Any:
 class Domain:
     """One device: where its photographs are and what of its labels may be used."""
 
+    # how the files are laid out and labelled, see docs/bring_your_own_device.md
     format: str = _choice(
         *("coco", "leukemiaattri", "sparse", "m5", "raabin", "voc", "yolo", "cells", "images")
     )
     root: str = ""  # relative to data.root; empty = the domain's name (leukemiaattri: data.root)
-    annotations: str = "auto"  # label file relative to root
+    annotations: str = "auto"  # label file relative to root; auto: looked for
     classes: list[str] | None = None  # the classes it labels; null = what its files say
-    # test_only: scored, never trained on; none: only adapted to
+    # all: learned from and scored; test_only: scored, never trained on; none: only adapted to
     labels: str = _choice("all", "test_only", "none")
-    calibration: str = (
-        "auto"  # file of `da-leukemia calibrate`, relative to data.root; auto: measured
-    )
+    # file of `da-leukemia calibrate`, relative to data.root; auto: measured
+    calibration: str = "auto"
     patient_pattern: str | None = None  # regex with a group `patient`, over the file name
     patch_order: str = _choice("auto", "x1y1x2y2", "x1x2y1y2")  # columns of a sparse label's patch
     licence: str = ""  # of the photographs and labels, for the model cards
@@ -44,10 +44,11 @@ class Domain:
 class Split:
     """Division by patient (or field where there are none) over all devices at once."""
 
+    # released: train and test as the data set comes; only `validation` is drawn
     kind: str = _choice("patient", "released")
-    test: float = number(0.3, above=0, below=1)
-    validation: float = number(0.1, 0, below=1)
-    seed: int = number(0, least=0)
+    test: float = number(0.3, above=0, below=1)  # share of a device's fields that is tested on
+    validation: float = number(0.1, 0, below=1)  # the same of validation
+    seed: int = number(0, least=0)  # of the draw; the same for every seed of the trainings
     allow_leaks: bool = False  # patients or images in two parts are then only a warning
     # by class, too, where a device's labels are `all`; released: of what is carved for validation
     stratify: bool = False
@@ -57,9 +58,9 @@ class Split:
 class Simulation:
     """Render the data first. Devices are the keys of `data.domains`. 0 patients = no rendering."""
 
-    patients: int = number(0, least=0)
-    fields_per_patient: int = number(8, least=1)
-    seed: int = number(0, least=0)
+    patients: int = number(0, least=0)  # each seen through every device; 0 = no rendering
+    fields_per_patient: int = number(8, least=1)  # images of a patient, on every device
+    seed: int = number(0, least=0)  # another one renders other patients
 
 
 @dataclass
@@ -73,9 +74,9 @@ class Calibration:
     scale: bool = False  # bring devices to a common number of pixels per um
     illumination: bool = False  # even out the lamp
     colour: bool = False  # bring background and red cells to common colours
-    # side of the network's view, um, where the scale is applied
+    # side of the network's view, um, where `scale` is on
     view_um: float = number(100.0, above=0, what="a length in um")
-    # then for augmentation.scale
+    # [smallest, largest], in place of augmentation.scale where `scale` is on
     jitter: list[float] = field(
         default_factory=lambda: [0.8, 1.25], metadata={"bounds": Bounds(above=0)}
     )
@@ -107,8 +108,8 @@ class Sparse:
 
     # share of each field that is annotated; 1 = as the data set is
     area: float = number(1.0, above=0, most=1, what="a share of the area")
-    patches: int = number(1, 1, 64)  # of a field, that together have this area
-    seed: int = number(0, least=0)  # of their places
+    patches: int = number(1, 1, 64)  # of a field, that together have `area`
+    seed: int = number(0, least=0)  # of the places of the patches
 
     @property
     def whole(self) -> bool:
@@ -120,16 +121,20 @@ class Sparse:
 class Data:
     """Devices, label space and training size."""
 
-    root: str = "data"
+    root: str = "data"  # folder of the devices' folders; from where the command is run
+    # the types and attributes that are told apart; each device's own names are mapped to it
     label_space: str = field(default="wbc", metadata={"choices": tuple(LABEL_SPACES)})
-    # square network input; images are fitted into it, aspect kept
+    # side of the square network input, px, a multiple of the largest stride of the detector; images
+    # are fitted into it, aspect kept
     image_size: int = number(320, least=8)
     cache_dir: str = "auto"  # of what was read once; auto: ~/.cache/da_leukemia, "": none
-    image_cache: str = _choice("memory", "disk", "none")  # of images at training size
-    # of a data set; images beyond it are decoded each time
+    # where images at training size are kept; disk: in cache_dir, shared by all jobs
+    image_cache: str = _choice("memory", "disk", "none")
+    # GB of memory that a job keeps images in; those beyond it are decoded each time
     memory_cache_gb: float = number(4.0, least=0)
-    disk_cache_gb: float = number(20.0, least=0)  # of all experiments; unused files make room
-    domains: dict[str, Domain] = field(default_factory=dict)
+    # GB of files of image_cache=disk, all experiments together; unused files make room
+    disk_cache_gb: float = number(20.0, least=0)
+    domains: dict[str, Domain] = field(default_factory=dict)  # the devices, by a name of yours
     split: Split = field(default_factory=Split)
     calibration: Calibration = field(default_factory=Calibration)
     sparse: Sparse = field(default_factory=Sparse)
@@ -140,20 +145,21 @@ class Data:
 class TwoStage:
     """What only Faster R-CNN has. Its other constants are torchvision's."""
 
-    # sides, in strides of a level
+    # sides of the anchors of each level, in strides of that level
     anchors: list[float] = field(
         default_factory=lambda: [3.0, 4.5], metadata={"bounds": Bounds(above=0)}
     )
     proposals: int = number(128, least=1)  # of an image, that the second stage looks at
-    sampled: int = number(64, least=1)  # of them, that it learns from
-    hidden: int = number(256, least=1)  # width of its two layers
+    sampled: int = number(64, least=1)  # proposals of an image that the second stage learns from
+    hidden: int = number(256, least=1)  # width of the second stage's two layers
 
 
 @dataclass
 class Attributes:
-    """How attributes are learned; `Detector` has their weight and their gradient."""
+    """How attributes are learned; `attribute_weight` and `attribute_gradient` stand beside it."""
 
     head: str = _choice("ours", "attridet")  # attridet: AttriDet's CNN, binary attributes only
+    # class_balanced: rare values weigh more; asymmetric: AttriDet's. See docs/attributes.md
     loss: str = _choice("cross_entropy", "class_balanced", "asymmetric")
     on_type: bool = False  # the predicted cell type as a second opinion
 
@@ -162,6 +168,7 @@ class Attributes:
 class Classifier:
     """What only the classifier of single cells has. See docs/cells.md."""
 
+    # what is done about rare types, see docs/cells.md
     loss: str = _choice("cross_entropy", "class_balanced", "logit_adjusted", "focal")
     # class_balanced: of the effective number of cells of a class
     beta: float = number(0.999, 0, below=1)
@@ -170,7 +177,8 @@ class Classifier:
     gamma: float = number(2.0, 0, below=10)  # focal: exponent
     sampling: str = _choice("natural", "balanced")  # balanced: every class equally often
     smoothing: float = number(0.0, 0, below=1)  # share of a label that is spread over all classes
-    conflicts: str = _choice("soft", "own", "skip")  # a cell whose copies have other labels
+    # cells whose copies have other labels: learned as shares of these, as each says, not at all
+    conflicts: str = _choice("soft", "own", "skip")
 
 
 @dataclass
@@ -180,25 +188,27 @@ class Detector:
     Kind `classifier` names single cells (domains of format `cells`, or with `crop`).
     """
 
-    kind: str = _choice("one_stage", "faster_rcnn", "classifier")
-    backbone: str = "mobilenetv4_conv_small"
+    kind: str = _choice("one_stage", "faster_rcnn", "classifier")  # which network
+    backbone: str = "mobilenetv4_conv_small"  # name of a timm model
     pretrained: bool = False  # download ImageNet weights
-    # group: GroupNorm for the backbone's BatchNorm; frozen: BatchNorm as loaded (classifier)
+    # batch: the backbone's own; group: GroupNorm for its BatchNorm; frozen: BatchNorm as loaded
+    # (classifier)
     norm: str = _choice("batch", "group", "frozen")
-    init_from: str | None = None  # a checkpoint of ours to start from
-    channels: int = number(96, least=1)  # of the pyramid and heads
+    init_from: str | None = None  # a checkpoint of ours to start from; what fits by shape is taken
+    channels: int = number(96, least=1)  # of the pyramid and heads; a multiple of 8
     # convolutions in each head (faster_rcnn: in that of the proposals)
     depth: int = number(2, least=0)
+    # of the levels of the pyramid, in px of the network input; the backbone must have them
     strides: list[int] = field(
         default_factory=lambda: [8, 16, 32], metadata={"bounds": Bounds(least=1)}
     )
-    attribute_weight: float = number(0.2, least=0)  # 0 = no attribute head
+    attribute_weight: float = number(0.2, least=0)  # factor of the loss; 0 = no attribute head
     # share of the attribute gradient that reaches the backbone
     attribute_gradient: float = share(0.1)
     attributes: Attributes = field(default_factory=Attributes)
-    score_threshold: float = share(0.01)
-    nms_iou: float = share(0.6)
-    max_detections: int = number(100, least=1)
+    score_threshold: float = share(0.01)  # detections below are not given
+    nms_iou: float = share(0.6)  # of boxes of one type that overlap more, the best is kept
+    max_detections: int = number(100, least=1)  # of an image, the best ones
     two_stage: TwoStage = field(default_factory=TwoStage)  # for kind faster_rcnn
     classifier: Classifier = field(default_factory=Classifier)  # for kind classifier
 
@@ -207,16 +217,17 @@ class Detector:
 class Augmentation:
     """Weak = geometry only. Strong = the same geometry, then optics and colour on top."""
 
-    flip: float = share(0.5)
+    flip: float = share(0.5)  # probability, of each axis
+    # [smallest, largest] factor of the image's size
     scale: list[float] = field(
         default_factory=lambda: [0.75, 1.33], metadata={"bounds": Bounds(above=0)}
     )
-    translate: float = share(0.1)  # share of the image side
-    brightness: float = share(0.25)
-    contrast: float = share(0.25)
-    saturation: float = share(0.25)
-    hue: float = number(0.03, 0, 0.5)  # share of the colour circle
-    grey: float = share(0.0)  # probability
+    translate: float = share(0.1)  # largest, as a share of the image side
+    brightness: float = share(0.25)  # factor of 1 - this to 1 + this
+    contrast: float = share(0.25)  # the same about the image's mean
+    saturation: float = share(0.25)  # the same about each pixel's grey
+    hue: float = number(0.03, 0, 0.5)  # largest turn, as a share of the colour circle
+    grey: float = share(0.0)  # probability of no colour at all
     blur: float = share(0.3)  # probability
     blur_sigma: float = number(1.5, 0, 20)  # largest, in pixels of the network input
     noise: float = share(0.02)  # largest standard deviation, image in 0..1
@@ -226,22 +237,24 @@ class Augmentation:
 class Trainer:
     """Budget and optimisation."""
 
-    steps: int = number(2000, least=1)
-    epoch_steps: int = number(100, least=1)  # between checkpoints and validations
-    batch_size: int = number(8, least=1)
+    steps: int = number(2000, least=1)  # optimiser steps of a training
+    epoch_steps: int = number(100, least=1)  # length of an epoch; a checkpoint after each
+    batch_size: int = number(8, least=1)  # labelled images in a step
+    # of AdamW, at its highest: a linear warm-up, then a cosine down to 1 %
     learning_rate: float = number(1e-3, above=0, most=10)
-    weight_decay: float = number(0.01, 0, 10)
-    warmup: float = share(0.05)  # share of steps
-    clip: float = number(5.0, least=0)  # gradient norm
-    ema: float = share(0.999)  # ramped: min(ema, (1 + t) / (10 + t))
+    weight_decay: float = number(0.01, 0, 10)  # of AdamW; not of biases and norms
+    warmup: float = share(0.05)  # share of `steps` over which the learning rate rises
+    clip: float = number(5.0, least=0)  # largest norm of the gradient; 0 = any
+    # what stays of the averaged weights in a step; at step t min(ema, (1 + t) / (10 + t))
+    ema: float = share(0.999)
     validate_every: int = number(5, least=0)  # epochs between validations on the source; 0 = never
     threads: int = number(1, least=1)  # CPU threads of a job
     # data-loader processes; fields are held in memory, so 0 is fastest
     workers: int = number(0, least=0)
-    accelerator: str = _choice("auto", "cpu", "gpu")
-    precision: str = _choice("auto", "32-true", "bf16-mixed")
-    compile: bool = False
-    deterministic: bool = True
+    accelerator: str = _choice("auto", "cpu", "gpu")  # auto: a GPU where there is one
+    precision: str = _choice("auto", "32-true", "bf16-mixed")  # auto: bf16 on GPUs that have it
+    compile: bool = False  # torch.compile the detector: slow to start, then faster
+    deterministic: bool = True  # algorithms that give the same numbers again, where torch has them
 
 
 METRICS = (
@@ -292,7 +305,7 @@ class Checkpoint:
     In a file ``name: PATH`` will do. See docs/adaptation.md.
     """
 
-    path: str = ""
+    path: str = ""  # the file, checkpoints/last.ckpt of a finished job
     sha256: str = ""  # of the file; written down when it is first read, from then on it must fit
 
 
@@ -300,46 +313,53 @@ class Checkpoint:
 class Experiment:
     """One sweep: a grid of methods x sources x targets x seeds."""
 
-    name: str = "experiment"
-    runs_dir: str = "runs"
+    name: str = "experiment"  # of the sweep's folder; another name is another sweep
+    runs_dir: str = "runs"  # where the folders of sweeps are
     data: Data = field(default_factory=Data)
     detector: Detector = field(default_factory=Detector)
-    # an axis like methods: what each changes of `detector`, by name; default: that one alone
+    # an axis like methods: what each changes of `detector`, by name; empty: that one alone
     detectors: dict[str, Detector] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
     trainer: Trainer = field(default_factory=Trainer)
     selection: Selection = field(default_factory=Selection)
     # trained detectors that are adapted without their source's data, by a name of yours
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
-    # a device, several at once as `a+b`, `leave_one_out`, or a checkpoint's name; default: the
-    # checkpoints, or without any every domain with labels
+    # trained on: a device, several at once as `a+b`, `leave_one_out`, or a checkpoint's name; null:
+    # the checkpoints, or without any every domain with labels
     sources: list[str] | None = None
-    targets: list[str] | None = None  # default: the tests
-    tests: list[str] | None = None  # default: every domain
+    # adapted to; null: the tests, and the domains with labels: none
+    targets: list[str] | None = None
+    tests: list[str] | None = None  # scored on; null: every domain with labels
+    # names of `adaptations` or of files in configs/adaptation, see docs/adaptation.md
     methods: list[str] = field(default_factory=lambda: ["fair_source_only"])
-    twins: list[str] = field(default_factory=lambda: list(TWINS))  # added for adapted methods
-    calibration: list[str] | None = None  # an axis like methods; default: data.calibration
-    # annotated area, an axis like methods; default: data.sparse
+    # added for adapted methods, see docs/adaptation.md; any of plain, fair, longer, oracle
+    twins: list[str] = field(default_factory=lambda: list(TWINS))
+    # an axis like methods: any of none, default, scale, illumination, colour; null:
+    # data.calibration as it is
+    calibration: list[str] | None = None
+    # annotated area, an axis like methods; null: data.sparse as it is
     sparse: list[float] | None = field(
         default=None, metadata={"bounds": Bounds(above=0, most=1, what="a share of the area")}
     )
     adaptations: dict[str, Method] = field(default_factory=dict)  # methods defined in place
+    # of weights and batches; each is a repetition of all trainings
     seeds: list[int] = field(
         default_factory=lambda: [0], metadata={"bounds": Bounds(least=0, most=2**32 - 1)}
     )
     # tables whose numbers the report prints ours beside: names of configs/published
     published: list[str] = field(default_factory=list)
-    published_tables: dict[str, Published] = field(
-        default_factory=dict
-    )  # those, or others in place
-    tracking: str = _choice("none", "wandb")
+    # those tables written out, or others in place
+    published_tables: dict[str, Published] = field(default_factory=dict)
+    tracking: str = _choice("none", "wandb")  # where metrics are sent, beside the folder
     tracking_checkpoints: bool = False  # send each job's weights as an artifact
-    executor: str = _choice("local", "slurm", "ray")
+    executor: str = _choice("local", "slurm", "ray")  # what runs the jobs, see docs/clusters.md
     slurm: Slurm = field(default_factory=Slurm)
     ray: Ray = field(default_factory=Ray)
-    changed_data: str = _choice("stop", "retrain")  # where finished jobs were trained on other data
-    changed_settings: str = _choice("stop", "accept")  # where finished jobs would leave the matrix
-    # jobs at a time; default: CPU cores / trainer.threads, or GPUs
+    # what to do about finished jobs that were trained on other data
+    changed_data: str = _choice("stop", "retrain")
+    # what to do where changed settings let finished jobs leave the matrix
+    changed_settings: str = _choice("stop", "accept")
+    # jobs at a time on this machine; null: CPU cores / trainer.threads, or GPUs
     processes: int | None = number(None, least=1)
 
     @property

@@ -19,7 +19,7 @@ class Adversarial:
         ramp: share of training over which the reversal rises from 0 by DANN's schedule
             ``2 / (1 + exp(-10 p)) - 1``; 0 reverses at full strength from the start.
         depth: hidden layers.
-        kernel: side of their convolutions; 1 looks at each location alone.
+        kernel: side of their convolutions, odd; 1 looks at each location alone.
         burn_in: share of training before the target joins; the reversal's rise begins there.
         centre_aware: weight every location with the detector's own class score there (EPM; Hsu et
             al., ECCV 2020), so that cells are aligned and not the ground between them.
@@ -49,8 +49,8 @@ class InstanceAdversarial:
         reversal: scale of the reversed gradient that reaches the detector.
         hidden: width of the two hidden layers.
         dropout: share of hidden units that are dropped.
-        ramp: as in `Adversarial`.
-        burn_in: as in `Adversarial`.
+        ramp: as in `adversarial`.
+        burn_in: as in `adversarial`.
         threshold: score from which a detection on the target takes part.
         regions: at most this many cells of an image take part.
         resolution: samples per side of a cell's pooled feature.

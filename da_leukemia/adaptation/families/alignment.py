@@ -42,12 +42,12 @@ class Coral:
 
     Attributes:
         weight: factor of the loss; 0 removes the component.
-        ramp: as in `Mmd`.
-        features: as in `Mmd`.
-        by_class: as in `Mmd`.
-        threshold: as in `Mmd`.
-        regions: as in `Mmd`.
-        resolution: as in `Mmd`.
+        ramp: as in `mmd`.
+        features: as in `mmd`.
+        by_class: as in `mmd`.
+        threshold: as in `mmd`.
+        regions: as in `mmd`.
+        resolution: as in `mmd`.
     """
 
     strength: ClassVar[str] = "weight"

@@ -65,7 +65,7 @@ class StainJitter:
     Attributes:
         probability: share of source images that are varied; 0 removes the component.
         spread: the amount of each dye is multiplied by ``1 - spread`` to ``1 + spread``.
-        shift: and raised by ``-shift`` to ``shift``, in optical density.
+        shift: and then raised by ``-shift`` to ``shift``, in optical density.
     """
 
     strength: ClassVar[str] = "probability"

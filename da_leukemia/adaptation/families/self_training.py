@@ -25,7 +25,7 @@ class MeanTeacher:
         high: largest adaptive threshold.
         attribute_weight: factor, beside ``weight``, of the loss on attributes that the teacher is
             sure of; 0 takes none from it.
-        attribute_threshold: its probability from which an attribute's value is a pseudo-label.
+        attribute_threshold: teacher probability from which an attribute's value is a pseudo-label.
     """
 
     strength: ClassVar[str] = "weight"

@@ -32,7 +32,7 @@ class SparseTeacher:
         weight: factor of their losses; 0 removes the component.
         threshold: teacher score from which a detection becomes a cell.
         overlap: largest IoU with an annotated box.
-        boxes: learn the teacher's boxes, too, not only that and what there is.
+        boxes: learn the teacher's boxes, too, not only that there is a cell and of which type.
         burn_in: share of training before the teacher is asked.
         ramp: share of training over which the weight rises after burn-in.
     """
