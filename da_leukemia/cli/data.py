@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from da_leukemia.errors import ConfigError, UserError, did_you_mean
+from da_leukemia.labels import LABEL_SPACES
 
 if TYPE_CHECKING:
     from da_leukemia.cli.parser import Commands
@@ -26,30 +27,35 @@ def _add_simulate(commands: Commands) -> None:
     simulate = commands.add_parser(
         "simulate",
         help="render blood smears through simulated devices",
-        description="Render blood smears through simulated devices into OUT. Settings: "
-        "domains=[NAME,...] patients=6 fields_per_patient=10 seed=0 workers=CORES. A domain may "
-        "take factors (blur, sampling, illumination, colour, noise, sharpening, jpeg) from another "
-        "device: H_100X_C2~blur+noise~L_100X_C2",
+        description="Render blood smears through simulated devices into OUT. Settings and their "
+        "defaults: domains=[NAME,...] (all twelve) patients=6 fields_per_patient=10 seed=0 "
+        "workers=CORES. A domain may take factors (blur, sampling, illumination, colour, noise, "
+        "sharpening, jpeg) from another device, H_100X_C2~blur+noise~L_100X_C2, and have another "
+        "sensor, H_100X_C2@400x280.",
     )
-    simulate.add_argument("out", type=Path, help="folder to make")
-    simulate.add_argument("settings", nargs="*", default=[], metavar="key=value")
+    simulate.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    simulate.add_argument(
+        "settings", nargs="*", default=[], metavar="key=value", help="settings, as above"
+    )
     simulate.add_argument(
         "--sparse",
         nargs="?",
         const="0.2",
         metavar="SHARE",
-        help="annotate a patch of SHARE (0.2) of each training field, in 16-column text alone",
+        help="annotate only a patch of each training field, in 16-column text files; SHARE of its "
+        "area, 0.2 where none is given",
     )
     simulate.add_argument(
         "--patch-order",
         default="x1y1x2y2",
         metavar="ORDER",
-        help="columns of the patch: x1y1x2y2 (as the authors' code) or x1x2y1y2 (as their README)",
+        help="columns of the patch: x1y1x2y2 (as the authors' code reads them, the default) or "
+        "x1x2y1y2 (as their README says)",
     )
     simulate.add_argument(
         "--defects",
         action="store_true",
-        help="put the release's defects in, counted in OUT/simulation.json",
+        help="add the release's defects, counted in OUT/simulation.json",
     )
     simulate.set_defaults(command=_simulate, parser=simulate)
 
@@ -59,10 +65,10 @@ def _add_calibrate(commands: Commands) -> None:
         "calibrate",
         help="measure a device from its own unlabelled fields",
         description="Measure scale, light, colours, sharpness and noise of a device from 10 to 50 "
-        "of its own unlabelled fields of view. What cannot be told is said to be unknown.",
+        "of its own unlabelled fields of view. What cannot be measured is said to be unknown.",
     )
     calibrate.add_argument("folder", type=Path, help="photographs of one device")
-    calibrate.add_argument("--json", action="store_true", help="for programs")
+    calibrate.add_argument("--json", action="store_true", help="print JSON")
     calibrate.add_argument(
         "--out", type=Path, metavar="FILE", help="JSON to write; default: FOLDER/calibration.json"
     )
@@ -79,10 +85,25 @@ def _add_calibrate(commands: Commands) -> None:
 def _add_data(commands: Commands) -> None:
     data = commands.add_parser("data", help="look at data sets")
     checks = data.add_subparsers(metavar="VERB", required=True)
-    check = checks.add_parser("check", help="list every problem of a data set")
-    check.add_argument("path", type=Path, help="folder of the data set")
-    check.add_argument("--format", default="auto", metavar="NAME", help="auto, or a known format")
-    check.add_argument("--label-space", metavar="NAME", help="label space to read into")
+    check = checks.add_parser(
+        "check",
+        help="list every problem of a data set",
+        description="List what a data set holds and every problem of it. Exit code 1: at least one "
+        "problem is an error.",
+    )
+    check.add_argument("path", type=Path, help="folder of one device or of several")
+    check.add_argument(
+        "--format",
+        default="auto",
+        metavar="NAME",
+        help="auto (the default: found out for each device), coco, yolo, voc, leukemiaattri, "
+        "sparse, m5, raabin, cells or images",
+    )
+    check.add_argument(
+        "--label-space",
+        metavar="NAME",
+        help=f"label space to read into: {', '.join(LABEL_SPACES)}; default: leukemiaattri",
+    )
     check.add_argument(
         "--decode",
         default="sample",
@@ -90,7 +111,7 @@ def _add_data(commands: Commands) -> None:
         help="images to decode, to find damage in the middle of a file: sample (up to 50 of each "
         "device, the default) or all",
     )
-    check.add_argument("--json", action="store_true", help="for programs")
+    check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(command=_check, parser=check)
 
 
@@ -164,7 +185,7 @@ def _read_settings(given: Sequence[str], settings: dict[str, Any]) -> list[str]:
 
 def _check(arguments: argparse.Namespace) -> int:
     from da_leukemia.data.check import DECODE, check, render
-    from da_leukemia.labels import LABEL_SPACES, get_label_space
+    from da_leukemia.labels import get_label_space
     from da_leukemia.progress import bar
     from da_leukemia.sweep.local import cpus
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _CHOICES = {"source": "sources", "target": "targets", "method": "methods", "seed": "seeds"}
 """Settings of `train` that choose a job -> the experiment's list that they narrow."""
 
+TRAIN_HELP = (
+    "what chooses the job, e.g. source=A method=dann target=B, and settings that replace the file's"
+)
+
 
 def add_commands(commands: Commands) -> None:
     """Add ``train``, ``evaluate`` and ``reproduce``."""
@@ -29,33 +33,42 @@ def add_commands(commands: Commands) -> None:
 def _add_train(commands: Commands) -> None:
     train = commands.add_parser(
         "train",
-        help="train and test one job of an experiment, here",
+        help="train and test one job of an experiment in this process",
         description="Train and test one job of an experiment in this process. source=, target=, "
         "method= and seed= choose it; the folder is the same as in the sweep.",
     )
-    takes_experiment(train, _train)
+    takes_experiment(train, _train, TRAIN_HELP)
 
 
 def _add_evaluate(commands: Commands) -> None:
-    evaluate = commands.add_parser("evaluate", help="test a trained job again")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="test a trained job again",
+        description="Test the checkpoint of a trained job on its test devices again and print the "
+        "scores. The job's folder is left as it is.",
+    )
     evaluate.add_argument("folder", type=Path, help="a job's folder, runs/NAME/jobs/HASH")
     evaluate.add_argument(
-        "--domain", action="append", default=[], metavar="NAME", help="device; may be repeated"
+        "--domain",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="device to test on; may be repeated; default: all test devices of the job",
     )
-    evaluate.add_argument("--json", action="store_true", help="for programs")
+    evaluate.add_argument("--json", action="store_true", help="print JSON, with every score")
     evaluate.add_argument(
         "--detections",
         type=Path,
         metavar="FILE",
-        help="write every detection with its attributes, .csv, or .json with a summary per slide",
+        help="write every detection with its attributes: .csv, or .json with a summary per slide",
     )
     evaluate.add_argument(
         "--min-score",
         type=float,
         default=None,
         metavar="SCORE",
-        help="detections below are not written and not counted (0.3; of single cells 0: each has "
-        "an answer)",
+        help="detections below it are not written and not counted; default: 0.3, for single cells "
+        "0, since each has an answer",
     )
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
 

@@ -35,10 +35,16 @@ class Parser(argparse.ArgumentParser):
             )
 
 
-def takes_experiment(parser: Parser, command: Command) -> None:
-    """Give a command an experiment and settings that replace the file's."""
+def takes_experiment(parser: Parser, command: Command, settings: str = OVERRIDE_HELP) -> None:
+    """Give a command an experiment and settings that replace the file's.
+
+    Args:
+        parser: of the command.
+        command: what it runs.
+        settings: help on the settings, with an example that fits the command.
+    """
     parser.add_argument("experiment", metavar="EXPERIMENT", help=EXPERIMENT_HELP)
-    parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help=OVERRIDE_HELP)
+    parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help=settings)
     parser.set_defaults(command=command, parser=parser)
 
 

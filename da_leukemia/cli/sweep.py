@@ -20,15 +20,15 @@ def add_commands(commands: Commands) -> None:
     verbs = sweep.add_subparsers(metavar="VERB", required=True)
     run = verbs.add_parser("run", help="run what is not done yet, then report")
     plan = verbs.add_parser("plan", help="show the jobs and which of them would run")
-    status = verbs.add_parser("status", help="show what is done, runs, failed and waits")
-    report = verbs.add_parser("report", help="write the report of what is done")
+    status = verbs.add_parser("status", help="show done, running, failed and waiting jobs")
+    report = verbs.add_parser("report", help="write the report on what is done")
     for verb, command in ((run, _run), (plan, _plan), (status, _status), (report, _report)):
         takes_experiment(verb, command)
     status.add_argument("--json", action="store_true", help="print JSON")
-    export = verbs.add_parser("export", help="tell a tracker of a finished sweep afterwards")
+    export = verbs.add_parser("export", help="log a finished sweep to a tracker")
     export.add_argument("tracker", choices=("wandb",), metavar="TRACKER", help="wandb")
     takes_experiment(export, _export)
-    export.add_argument("--again", action="store_true", help="also jobs that it knows already")
+    export.add_argument("--again", action="store_true", help="also log jobs that it knows already")
     part = run.add_mutually_exclusive_group()
     part.add_argument("--shard", metavar="I/N", help="run the I-th of N equal parts; no report")
     part.add_argument(
@@ -42,7 +42,7 @@ def add_commands(commands: Commands) -> None:
         metavar="FORM",
         help="print what is left as `commands`, one a line, or as an `sbatch` script",
     )
-    status.add_argument("--watch", action="store_true", help="live, until all is done")
+    status.add_argument("--watch", action="store_true", help="show it live until all is done")
 
 
 def _run(arguments: argparse.Namespace) -> int:
