@@ -116,9 +116,9 @@ def _add_data(commands: Commands) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
+    from da_leukemia.machine import cpus
     from da_leukemia.progress import bar
     from da_leukemia.simulate import DOMAINS, simulate
-    from da_leukemia.sweep.local import cpus
 
     settings: dict[str, Any] = {
         "domains": list(DOMAINS),
@@ -186,8 +186,8 @@ def _read_settings(given: Sequence[str], settings: dict[str, Any]) -> list[str]:
 def _check(arguments: argparse.Namespace) -> int:
     from da_leukemia.data.check import DECODE, check, render
     from da_leukemia.labels import get_label_space
+    from da_leukemia.machine import cpus
     from da_leukemia.progress import bar
-    from da_leukemia.sweep.local import cpus
 
     space = {}
     if arguments.label_space is not None:

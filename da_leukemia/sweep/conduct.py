@@ -17,8 +17,9 @@ from typing import Any
 
 from da_leukemia.config import Data, Experiment, Job, active_components, chosen_detectors, complete
 from da_leukemia.errors import INTERRUPTED, UserError, counted
+from da_leukemia.machine import cpus
 from da_leukemia.progress import bar
-from da_leukemia.sweep import ledger, local, settled
+from da_leukemia.sweep import ledger, settled
 from da_leukemia.sweep.attempt import WORKER, Busy, insist
 from da_leukemia.sweep.executors import Executor, choose
 from da_leukemia.sweep.ledger import State
@@ -180,7 +181,7 @@ def _render(data: Data, processes: int | None) -> None:
             patients=simulation.patients,
             fields_per_patient=simulation.fields_per_patient,
             seed=simulation.seed,
-            workers=processes or local.cpus(),
+            workers=processes or cpus(),
             progress=progress,
         )
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from da_leukemia.config import Experiment, Job
 from da_leukemia.errors import UserError
+from da_leukemia.machine import cpus
 from da_leukemia.sweep import claims, ledger
 from da_leukemia.sweep.attempt import DISK_FULL, LOCKED, WORKER, in_child, last_lines
 from da_leukemia.sweep.ledger import State
@@ -71,16 +72,6 @@ def gpus() -> list[str]:
         return []
     slices = re.findall(r"UUID: (MIG-[^)\s]+)", listing.stdout)
     return slices or re.findall(r"^GPU (\d+):", listing.stdout, flags=re.MULTILINE)
-
-
-def cpus() -> int:
-    """Return the CPU cores that this process may use: affinity and the container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores or 1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return max(1, cores or 1)
 
 
 def slots(experiment: Experiment) -> list[Slot]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from PIL import Image
 
 from da_leukemia.data.cache import code_version, file_name, file_state, store
 from da_leukemia.data.fields import FieldIndex
+from da_leukemia.machine import cpus
 
 SIDE = 16
 """Pixels of a thumbnail's side."""
@@ -76,7 +76,7 @@ def take_prints(paths: Sequence[Path], progress: Progress | None = None) -> Prin
     digest = np.zeros(len(paths), "V16")
     thumbnail = np.zeros((len(paths), SIDE * SIDE * 3), np.uint8)
     sound = np.zeros(len(paths), bool)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes without lock
+    with ThreadPoolExecutor(cpus()) as pool:  # Pillow decodes without lock
         for number, (told, small) in enumerate(pool.map(print_of, paths, chunksize=1)):
             digest[number] = told
             if small is not None:
