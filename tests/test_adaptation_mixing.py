@@ -223,7 +223,7 @@ def test_the_labels_of_a_mixed_image_are_what_is_seen_on_it():
     target[0, 1, 42:54, 38:50] = 1.0  # green
     own = labels([[[4, 4, 14, 14], [40, 40, 52, 52]]], [[0, 0]], attributes=2)
     taught = said([[[38, 42, 50, 54], [4, 40, 10, 50]]], [[0.9, 0.3]], [[1, 1]])
-    extra = ConfMix(s.ConfMix()).compose(
+    extra = ConfMix(s.ConfMix(), 2).compose(
         views(taught, own, progress=0.0, source=source, strong=target)
     )
     net = detector(sizes=(2, 2))
@@ -248,7 +248,7 @@ def test_doubtful_cells_are_neither_cells_nor_background():
     own = labels([[[4, 4, 14, 14]]], [[0]])
     boxes = [[[36, 36, 50, 50], [52, 36, 60, 50], [36, 52, 50, 60]]]
     taught = said(boxes, [[0.9, 0.4, 0.1]], [[1, 0, 0]])
-    (mixed,), _ = learned(ConfMix(s.ConfMix()).compose(views(taught, own, progress=0.0)))
+    (mixed,), _ = learned(ConfMix(s.ConfMix(), 2).compose(views(taught, own, progress=0.0)))
     assert mixed.labels[0].tolist() == [0, 1, -1, -1]
     assert mixed.mask[0].tolist() == [True, True, True, False]
 
@@ -256,7 +256,7 @@ def test_doubtful_cells_are_neither_cells_nor_background():
 def test_a_class_that_the_source_does_not_label_is_not_pasted():
     own = labels([[[4, 4, 14, 14]]], [[0]], classes=(True, False))
     taught = said([[[36, 36, 50, 50], [4, 40, 14, 50]]], [[0.9, 0.7]], [[1, 0]])
-    (mixed,), _ = learned(ConfMix(s.ConfMix()).compose(views(taught, own, progress=0.0)))
+    (mixed,), _ = learned(ConfMix(s.ConfMix(), 2).compose(views(taught, own, progress=0.0)))
     assert not (mixed.labels == 1).any()
     assert mixed.labels[0, 1] == 0  # the lower left was chosen
     assert mixed.classes.tolist() == [[True, False]]
@@ -279,7 +279,7 @@ def test_the_loss_weighs_as_much_as_the_labels_are_sure():
     weights = []
     for second in (0.8, 0.3, 0.0):
         taught = said(box, [[0.9, second]], [[1, 1]])
-        extra = ConfMix(s.ConfMix()).compose(views(taught, own, progress=0.0))
+        extra = ConfMix(s.ConfMix(), 2).compose(views(taught, own, progress=0.0))
         net = detector()
         net.loss = lambda *_, **__: {"class": torch.ones(())}
         _, losses = learned(extra, net)
@@ -293,21 +293,21 @@ def test_trust_moves_from_the_score_to_the_boxs_certainty_as_the_mixing_goes_on(
     taught = said([[[36, 36, 56, 56]]], [[0.7]], [[1]])
     taught.places.scores = torch.full((1, 4, 2), 0.9)
     taught.places.boxes = torch.tensor([[[36, 36, 56, 47]] * 4]).float()  # overlap .55
-    component = ConfMix(s.ConfMix(threshold=0.6, burn_in=0.4))
+    component = ConfMix(s.ConfMix(threshold=0.6, burn_in=0.4), 2)
     for progress, kind in ((0.4, 1), (1.0, -1)):
         (mixed,), _ = learned(component.compose(views(taught, own, progress=progress)))
         assert mixed.labels[0, 1] == kind
     delta = 2 / (1 + math.exp(-5 * 0.5)) - 1  # half way through the mixing, at .7
     edge = 0.7 * (1 - delta + delta * 0.55)
     for threshold, kind in ((edge - 0.01, 1), (edge + 0.01, -1)):
-        component = ConfMix(s.ConfMix(threshold=threshold, burn_in=0.4))
+        component = ConfMix(s.ConfMix(threshold=threshold, burn_in=0.4), 2)
         (mixed,), _ = learned(component.compose(views(taught, own, progress=0.7)))
         assert mixed.labels[0, 1] == kind
 
 
 @pytest.mark.parametrize("kind", [ConfMix, Daca])
 def test_mixing_begins_after_burn_in_and_its_weight_rises(kind):
-    component = kind(getattr(s, kind.__name__)(burn_in=0.2, ramp=0.4, weight=2.0))
+    component = kind(getattr(s, kind.__name__)(burn_in=0.2, ramp=0.4, weight=2.0), 2)
     assert [component.composes(p) for p in (0.0, 0.19, 0.2, 1.0)] == [False, False, True, True]
     taught = said([[[36, 36, 50, 50]]], [[0.9]], [[1]])
     taught.places.boxes = taught.detections.boxes.expand(-1, 4, -1)  # of which all are certain
@@ -319,6 +319,7 @@ def test_mixing_begins_after_burn_in_and_its_weight_rises(kind):
         extra = component.compose(views(taught, own, progress=progress))
         found.append(float(learned(extra, net, progress)[1]["mixed_class"]))
     assert found == pytest.approx([0, 1, 2, 2])
+    assert component.counts.pseudo[0] == 0 < component.counts.pseudo[1]
 
 
 # --- DACA --------------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def test_each_copy_carries_its_own_boxes():
     weak[:, 1, 36:44, 40:60] = 1.0
     own = labels([[[4, 4, 14, 14]]] * 8, [[0]] * 8)
     taught = said([[[40, 36, 60, 44], [4, 4, 9, 9]]] * 8, [[0.9, 0.3]] * 8, [[1, 0]] * 8)
-    extra = Daca(s.Daca()).compose(views(taught, own, weak=weak))
+    extra = Daca(s.Daca(), 2).compose(views(taught, own, weak=weak))
     (tiled,), losses = learned(extra, detector(sizes=(2,)))
     assert extra.images.shape == (8, 3, S, S)
     places = set()
@@ -352,12 +353,12 @@ def test_the_copies_have_colours_of_their_own():
     weak = rand(1, 3, S, S) * 0.5 + 0.2
     given = views(said([[[40, 36, 60, 44]]], [[0.9]], [[1]]), labels([[[4, 4, 14, 14]]], [[0]]))
     given.target_weak, given.augmentation = weak, Augmentation(brightness=0.4)
-    image = Daca(s.Daca()).compose(given).images[0]
+    image = Daca(s.Daca(), 2).compose(given).images[0]
     means = image.reshape(3, 2, 32, 2, 32).mean((0, 2, 4)).flatten()
     assert means.sort().values.diff().min() > 1e-4
 
 
-@pytest.mark.parametrize("component", [ConfMix(s.ConfMix()), Daca(s.Daca())])
+@pytest.mark.parametrize("component", [ConfMix(s.ConfMix(), 2), Daca(s.Daca(), 2)])
 def test_a_teacher_that_finds_nothing_is_no_accident(component):
     nothing = said([[[0, 0, 0, 0]]], [[0.0]], [[0]])
     extra = component.compose(views(nothing, labels([[[0, 0, 0, 0]]], [[-1]])))

@@ -290,7 +290,9 @@ def test_crops_end_with_their_stage():
 def test_a_pasted_quadrant_is_searched_and_the_rest_of_the_source_is_not():
     targets = sparse([[TRUE]], [[0]], (10.0, 10.0, 40.0, 40.0))
     taught = said([[[40, 4, 60, 24]]], [[0.9]], [[0]])
-    extra = ConfMix(s.ConfMix(burn_in=0.0, ramp=0.0)).compose(views(taught, targets, progress=0.0))
+    extra = ConfMix(s.ConfMix(burn_in=0.0, ramp=0.0), 2).compose(
+        views(taught, targets, progress=0.0)
+    )
     asked, losses = learned(extra)
     (mixed,) = asked
     pasted = extra.images[0, 0] == 1  # the target is white here

@@ -336,8 +336,8 @@ def test_the_teacher_is_asked_once_whoever_needs_it():
         MeanTeacher(s.MeanTeacher(**AT_ONCE), 2, (2, 3)),
         Distillation(s.Distillation(**AT_ONCE), 2),
         MaskedConsistency(s.MaskedConsistency(**AT_ONCE), 2),
-        ConfMix(s.ConfMix(**AT_ONCE)),
-        Daca(s.Daca(**AT_ONCE)),
+        ConfMix(s.ConfMix(**AT_ONCE), 2),
+        Daca(s.Daca(**AT_ONCE), 2),
     ]
     made, loss, seen, taught, logged = task(components)
     assert len(taught) == 1
@@ -355,7 +355,7 @@ def test_the_source_and_the_target_look_the_same_whoever_composes():
 
     _, _, alone, _, _ = task([], target=False)
     _, _, taught, _, _ = task([MeanTeacher(s.MeanTeacher(**AT_ONCE), 2)])
-    mixing = [MeanTeacher(s.MeanTeacher(**AT_ONCE), 2), ConfMix(s.ConfMix(**AT_ONCE))]
+    mixing = [MeanTeacher(s.MeanTeacher(**AT_ONCE), 2), ConfMix(s.ConfMix(**AT_ONCE), 2)]
     _, _, mixed, _, _ = task(mixing)
     assert torch.equal(alone[0], taught[0][:2])
     assert torch.equal(taught[0], mixed[0][:4])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from da_leukemia.adaptation.base import Component, Extra, StepContext, Views
-from da_leukemia.adaptation.pseudo import labelled_classes, strength
+from da_leukemia.adaptation.pseudo import ClassCounts, labelled_classes, strength
 from da_leukemia.adaptation.settings import ConfMix as ConfMixSettings
 from da_leukemia.adaptation.settings import Daca as DacaSettings
 from da_leukemia.data.batches import VISIBLE, Targets
@@ -142,13 +142,19 @@ class ConfMix(Component):
 
     needs_teacher = True
 
-    def __init__(self, settings: ConfMixSettings) -> None:
+    def __init__(self, settings: ConfMixSettings, classes: int) -> None:
         super().__init__()
         self.settings = settings
+        self.counts = ClassCounts(classes)
 
     def composes(self, progress: float) -> bool:
         """After burn-in."""
         return progress >= self.settings.burn_in
+
+    def losses(self, context: StepContext) -> dict[str, Tensor]:
+        """Count the source's classes, for the figures."""
+        self.counts.see_source(context.source_targets)
+        return {}
 
     def compose(self, views: Views) -> Extra:
         """Paste, and put together the source's labels outside and the teacher's inside."""
@@ -186,11 +192,12 @@ class ConfMix(Component):
         # The source's labels are certain; of the pasted ones the teacher's confident share is.
         confident = (mixed.mask & (mixed.labels >= 0)).float().sum()
         share = confident / mixed.mask.float().sum().clamp(min=1)
-        pseudo = (mask & (labels >= 0)).float()
-        views.log("health/pseudo_boxes_per_image", pseudo.sum(1).mean())
+        pseudo = mask & (labels >= 0)
+        views.log("health/pseudo_boxes_per_image", pseudo.float().sum(1).mean())
         views.log("health/mixed_confident_share", share)
 
         def losses(context: StepContext, outputs: Outputs) -> dict[str, Tensor]:
+            self.counts.report(context, labels, pseudo)
             ramp = strength(context.progress, settings.burn_in, settings.ramp)
             learned = context.detector.loss(outputs, mixed, draw=context.draw)
             return {f"mixed_{k}": settings.weight * ramp * share * v for k, v in learned.items()}
@@ -203,13 +210,19 @@ class Daca(Component):
 
     needs_teacher = True
 
-    def __init__(self, settings: DacaSettings) -> None:
+    def __init__(self, settings: DacaSettings, classes: int) -> None:
         super().__init__()
         self.settings = settings
+        self.counts = ClassCounts(classes)
 
     def composes(self, progress: float) -> bool:
         """After burn-in."""
         return progress >= self.settings.burn_in
+
+    def losses(self, context: StepContext) -> dict[str, Tensor]:
+        """Count the source's classes, for the figures."""
+        self.counts.see_source(context.source_targets)
+        return {}
 
     def compose(self, views: Views) -> Extra:
         """Crop, flip and recolour each copy by itself, and tile images and boxes."""
@@ -250,10 +263,11 @@ class Daca(Component):
             mask.repeat(1, 4),
             labelled.expand(batch, -1),
         )
-        pseudo = (mask & (labels >= 0)).float()
-        views.log("health/pseudo_boxes_per_image", pseudo.sum(1).mean())
+        pseudo = mask & (labels >= 0)
+        views.log("health/pseudo_boxes_per_image", pseudo.float().sum(1).mean())
 
         def losses(context: StepContext, outputs: Outputs) -> dict[str, Tensor]:
+            self.counts.report(context, labels, pseudo)
             ramp = strength(context.progress, settings.burn_in, settings.ramp)
             learned = context.detector.loss(outputs, tiled, draw=context.draw, attributes=False)
             return {f"mixed_{k}": settings.weight * ramp * v for k, v in learned.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,11 @@ class ClassCounts(nn.Module):
         self.pseudo: Tensor
         self.register_buffer("source", torch.zeros(classes))
         self.register_buffer("pseudo", torch.zeros(classes))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("source", "pseudo"):  # some components did not count from the beginning
+            state.setdefault(prefix + name, getattr(self, name).clone())
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def _add(self, counts: Tensor, labels: Tensor, mask: Tensor) -> None:
         found = F.one_hot(labels.clamp(min=0), len(counts)) * mask.unsqueeze(-1)
