@@ -382,9 +382,10 @@ def test_the_type_is_the_detectors_own_in_training_and_at_test(kind, head):
     assert made.attributes.on_type.weight.grad.any()
 
 
+@pytest.mark.parametrize("head", ["ours", "attridet"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crowded_field_costs_a_fixed_number_of_cells_and_known_ones_come_first(kind):
-    made = net(kind, Attributes(head="attridet")).eval()
+def test_a_crowded_field_costs_a_fixed_number_of_cells_and_known_ones_come_first(kind, head):
+    made = net(kind, Attributes(head=head)).eval()
     outputs, few = made(rand(2, 3, 64, 64)), labels()
     padded = Targets(
         F.pad(few.boxes, (0, 0, 0, 40)),

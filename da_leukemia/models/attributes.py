@@ -221,6 +221,8 @@ class PyramidHead(AttributeHead):
         settings: of `AttributeHead`.
     """
 
+    most = 32  # views made of many patches have places for hundreds, and an empty one costs as much
+
     def __init__(
         self, channels: int, sizes: Sequence[int], *, resolution: int = 7, **settings: Any
     ) -> None:

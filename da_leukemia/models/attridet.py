@@ -37,7 +37,7 @@ class AttriDetHead(AttributeHead):
     """
 
     shallow = (4, 8)
-    most = 8  # each costs a hundredth of a step of a small detector, and padding as much as cells
+    most = 6  # each costs a hundredth of a step of a small detector, and padding as much as cells
 
     def __init__(
         self,
