@@ -186,7 +186,10 @@ def test_thresholds_of_pseudo_labels_follow_the_adaptive_ones(make_job):
     task.components[0].thresholds.values.fill_(0.3)
     assert teacher_thresholds(task).tolist() == [pytest.approx(0.3)]
     plain = worker.build_task(make_job(Method(components=[{"name": "distillation"}])))
-    assert teacher_thresholds(plain).tolist() == [0.5]
+    assert teacher_thresholds(plain).tolist() == [pytest.approx(0.3)]  # `positive`
+    masked = {"name": "masked_consistency", "threshold": 0.6}
+    both = worker.build_task(make_job(Method(components=[{"name": "distillation"}, masked])))
+    assert teacher_thresholds(both).tolist() == [pytest.approx(0.6)]
     for method in (Method(), Method(components=TEACHER.components, ema=False)):
         assert teacher_thresholds(worker.build_task(make_job(method))) is None
 
