@@ -25,12 +25,11 @@ from benchmarks import chip, timed, use
 from benchmarks.train_step import make_targets
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.settings import Method
-from da_leukemia.config import Augmentation, Detector, Trainer, load_method, shipped
+from da_leukemia.config import Augmentation, Detector, Trainer, load_method, needs_target, shipped
 from da_leukemia.config.check import check_fit
 from da_leukemia.data.batches import LabelledBatch, UnlabelledBatch
 from da_leukemia.labels import WBC
 from da_leukemia.models.factory import build_detector
-from da_leukemia.sweep.plan import needs_target
 from da_leukemia.tasks.detection import DetectionTask
 
 TWIN = "fair_source_only"

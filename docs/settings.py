@@ -104,6 +104,7 @@ def _comments(section: type) -> dict[str, str]:
     comments = {t.start[0]: t for t in tokens if t.type == tokenize.COMMENT}
     alone = {n for n, t in comments.items() if t.line.lstrip().startswith("#")}
     found = {}
+    # mypy knows a statement, not that the source of a class begins with a ClassDef.
     for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             first, last = node.lineno, node.end_lineno or node.lineno

@@ -102,6 +102,21 @@ def learned(extra, net=None, progress=1.0):
     return asked, extra.losses(context, net(extra.images))
 
 
+def of_step(net, given):
+    """The step in which such views are learned from."""
+    return StepContext(
+        detector=net,
+        teacher=given.teacher,
+        progress=given.progress,
+        draw=draw(),
+        source=None,
+        source_targets=given.source_targets,
+        target=None,
+        target_weak=given.target_weak,
+        log={}.__setitem__,
+    ).after(given)
+
+
 # --- masking -----------------------------------------------------------------------------------
 
 
@@ -143,17 +158,7 @@ def test_the_masked_view_is_matched_against_the_teacher_on_the_whole_one():
     asked = []
     original = net.loss
     net.loss = lambda outputs, t, **rest: asked.append((t, rest)) or original(outputs, t, **rest)
-    context = StepContext(
-        detector=net,
-        teacher=given.teacher,
-        progress=1.0,
-        draw=draw(),
-        source=None,
-        source_targets=given.source_targets,
-        target=None,
-        target_weak=given.target_weak,
-        log={}.__setitem__,
-    ).after(given)
+    context = of_step(net, given)
     losses = extra.losses(context, net(extra.images))
     losses["masked_class"].backward()
     (pseudo, rest) = asked[0]
@@ -171,17 +176,7 @@ def test_the_weight_of_masked_consistency_rises_after_burn_in():
     for progress in (0.2, 0.4, 0.6, 1.0):
         given = views(None, labels([[[0, 0, 0, 0]]], [[-1]]), progress=progress)
         given.teacher = detector()
-        context = StepContext(
-            detector=net,
-            teacher=given.teacher,
-            progress=progress,
-            draw=draw(),
-            source=None,
-            source_targets=given.source_targets,
-            target=None,
-            target_weak=given.target_weak,
-            log={}.__setitem__,
-        ).after(given)
+        context = of_step(net, given)
         extra = MaskedConsistency(settings, 2).compose(given)
         losses = extra.losses(context, net(extra.images))
         found.append(float(losses["masked_class"]))

@@ -23,11 +23,11 @@ from da_leukemia.config import (
     active_components,
     load_experiment,
     load_method,
+    needs_target,
 )
 from da_leukemia.config.check import check_fit
 from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation.records import load_records
-from da_leukemia.sweep.plan import needs_target
 
 PRESETS = [path.stem for path in METHODS]
 KINDS = {

@@ -175,6 +175,12 @@ def test_what_is_no_sweep_is_said(tmp_path, capsys, monkeypatch):
     assert "runs/empty: holds no experiment.yaml, so it is no sweep" in capsys.readouterr().err
 
 
+def test_an_experiment_without_its_ending_is_suggested(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", "plan", "quickstart"]) == 2
+    assert "did you mean 'quickstart.yaml'?" in capsys.readouterr().err
+
+
 def test_the_command_line_is_blamed_for_what_was_typed_there(file, capsys):
     Path(file).write_text(f"{EXPERIMENT}trainer: {{batch_size: 0}}\n")
     assert cli.main(["sweep", "plan", file, "trainer.step=3", "trainer.steps=0"]) == 2
@@ -184,6 +190,11 @@ def test_the_command_line_is_blamed_for_what_was_typed_there(file, capsys):
     err = capsys.readouterr().err
     assert "command line: trainer.steps: expected at least 1, got 0" in err
     assert f"{file}: trainer.batch_size: expected at least 1, got 0" in err
+    assert cli.main(["sweep", "plan", file, "augmentation=default"]) == 2
+    assert f"{file}: trainer.batch_size" in capsys.readouterr().err
+    Path(file).write_text(f"{EXPERIMENT}augmentation: {{flips: 1}}\n")
+    assert cli.main(["sweep", "plan", file, "augmentation=default"]) == 2
+    assert f"{file}: augmentation.flips: unknown key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,11 @@ def test_a_target_without_training_images_is_refused_where_something_adapts(tmp_
 
     monkeypatch.setattr(preflight_module, "read_experiment_data", all_of_the_phone_is_tested)
     preflight(made)
-    made.adaptations, made.methods = {"m": Method(components=[{"name": "mmd"}])}, ["m"]
+    blind = Method(components=[{"name": "stain_jitter"}])  # it looks at no target
+    made.adaptations = {"m": blind, "unused": Method(components=[{"name": "mmd"}])}
+    made.methods = ["m"]
+    preflight(made)
+    made.methods = ["m", "unused"]
     with pytest.raises(DataError, match=r"phone: is adapted to but has no image in the training"):
         preflight(made)
 

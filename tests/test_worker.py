@@ -577,6 +577,25 @@ def test_a_gradient_that_overflows_stops_before_it_reaches_the_weights(
     assert checkpoint(tmp_path / "bad")["global_step"] == 2
 
 
+def test_the_end_of_an_epoch_names_the_loss_where_no_step_was_asked(
+    make_job, run, tmp_path, monkeypatch
+):
+    """As on a GPU, where an epoch may end before the losses are looked at."""
+    original = worker.DetectionTask._adaptation_losses
+
+    def poisoned(self, *arguments):
+        losses = original(self, *arguments)
+        return losses | {
+            "adversarial": losses["adversarial"] * (torch.nan if self.global_step == 2 else 1)
+        }
+
+    monkeypatch.setattr(worker.DetectionTask, "_adaptation_losses", poisoned)
+    monkeypatch.setattr(worker.DetectionTask, "_asks", False)
+    with pytest.raises(DivergedError, match=r"step 4: the loss of adversarial is not finite\."):
+        run(make_job(ADAPTED), "bad")
+    assert checkpoint(tmp_path / "bad")["global_step"] == 2
+
+
 def test_weights_that_are_no_numbers_are_never_kept(make_job, run, tmp_path, monkeypatch):
     """A gradient can overflow where the loss is still finite, in an epoch's last step."""
     original = worker.DetectionTask.on_train_batch_end

@@ -10,7 +10,7 @@ from da_leukemia.config.files import (
     save_job,
     shipped,
 )
-from da_leukemia.config.job import Job, active_components
+from da_leukemia.config.job import Job, active_components, needs_target
 from da_leukemia.config.schema import (
     CALIBRATED,
     CALIBRATIONS,
@@ -67,6 +67,7 @@ __all__ = [
     "load_job",
     "load_method",
     "names_cells",
+    "needs_target",
     "save_experiment",
     "save_job",
     "shipped",

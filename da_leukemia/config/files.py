@@ -61,9 +61,9 @@ def _find(group: str, name: str, near: Path | None, what: str) -> Path:
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        if not path.suffix:
-            raise ConfigError(no_such_folder(path))
         experiments = {p.name: p for p in shipped("experiments").glob("*.yaml")}
+        if not path.suffix and f"{path.name}.yaml" not in experiments:
+            raise ConfigError(no_such_folder(path))
         raise ConfigError(f"{path}: no such file{did_you_mean(path.name, experiments)}")
     try:
         loaded = OmegaConf.load(path)
@@ -148,10 +148,10 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         key, separator, value = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"{override!r}: expected key=value")
-        typed.append(key.strip())
         if key in _GROUPS:
             piece = _load_extended(_find(key, value, path, key))
         else:
+            typed.append(key.strip())
             try:
                 piece = OmegaConf.from_dotlist([override])
             except Exception as error:  # YAML errors inside a value

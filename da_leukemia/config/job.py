@@ -42,6 +42,13 @@ def active_components(method: Method) -> list[dict[str, Any]]:
     return active
 
 
+def needs_target(method: Method) -> bool:
+    """Return whether a method adapts to a device: it looks at it, or learns from its labels."""
+    return method.target_labels > 0 or any(
+        COMPONENTS[c["name"]].targeted for c in active_components(method)
+    )
+
+
 def _method_identity(settings: Method) -> dict[str, Any]:
     """Leave out the regimes and weights that are not used, as before there were any."""
     method: dict[str, Any] = _plain(settings)

@@ -15,6 +15,7 @@ from da_leukemia.config import (
     chosen_detectors,
     devices_of,
     names_cells,
+    needs_target,
     sparsities,
 )
 from da_leukemia.config.checkpoints import origin_of
@@ -74,8 +75,7 @@ def preflight(experiment: Experiment) -> tuple[dict[str, FieldIndex], Split]:
         raise DataError(_unreadable(experiment.data) or error.problems) from None
     problems = []
     sources = {d for source in _trained_sources(experiment) for d in devices_of(source)}
-    adapts = any(method.components for method in experiment.adaptations.values())
-    adapted = set(experiment.targets or []) - sources if adapts else set()
+    adapted = set(_adapted_to(experiment)) - sources
     for name, index in indexes.items():
         problems += _problems(index)
         if name in (experiment.tests or []):
@@ -125,12 +125,17 @@ def _trained_sources(experiment: Experiment) -> list[str]:
     return [s for s in experiment.sources or [] if s not in experiment.checkpoints]
 
 
+def _adapted_to(experiment: Experiment) -> list[str]:
+    """Return the targets, none where no method of the sweep looks at them."""
+    known = experiment.adaptations
+    adapts = any(needs_target(known[m]) for m in experiment.methods if m in known)
+    return list(experiment.targets or []) if adapts else []
+
+
 def _warn_of_untested_targets(experiment: Experiment) -> None:
     """Say which runs will be adapted to a device on which nothing tests them."""
-    if not any(method.components for method in experiment.adaptations.values()):
-        return
     tests = experiment.tests or []
-    for name in experiment.targets or []:
+    for name in _adapted_to(experiment):
         if name not in tests and experiment.data.domains[name].labels != "none":
             _LOG.warning(
                 "targets: %s is adapted to and not tested on, so no gain on it is measured; add it "

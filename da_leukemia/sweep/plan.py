@@ -16,6 +16,7 @@ from da_leukemia.config import (
     active_components,
     complete,
     devices_of,
+    needs_target,
     sparsities,
 )
 from da_leukemia.errors import ConfigError
@@ -28,13 +29,6 @@ from da_leukemia.sweep.names import (
     detector_of,
     full_name,
 )
-
-
-def needs_target(method: Method) -> bool:
-    """Return whether a method adapts to a device: it looks at it, or learns from its labels."""
-    return method.target_labels > 0 or any(
-        COMPONENTS[c["name"]].targeted for c in active_components(method)
-    )
 
 
 def fair_twin(name: str, method: Method, fair: Method) -> tuple[str, Method]:

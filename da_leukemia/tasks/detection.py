@@ -360,7 +360,8 @@ class DetectionTask(L.LightningModule):
         """Stop before weights that are no numbers are saved over the last good checkpoint."""
         sums = torch.stack([p.detach().float().sum() for p in self.parameters()])
         if not bool(torch.isfinite(sums).all()):
-            raise self._diverged("the weights are not finite any more")
+            wrong = self._first_bad.complaint()  # a GPU may not have been asked in time
+            raise self._diverged(wrong or "the weights are not finite any more")
 
     def _diverged(self, what: str) -> DivergedError:
         saved = self.current_epoch * self.settings.epoch_steps
