@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from da_leukemia.machine import keep_freed_memory
+
 if TYPE_CHECKING:
     import torch
 
 
 def use(device: str, threads: int | None) -> torch.device:
-    """Set the CPU threads and return the device that was asked for.
+    """Set the CPU threads and the memory as a job does; return the device that was asked for.
 
     Args:
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
@@ -21,6 +23,7 @@ def use(device: str, threads: int | None) -> torch.device:
     """
     import torch  # not for `sweep_scale`, which measures memory without it
 
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     if device == "auto":

@@ -2,9 +2,10 @@
 
 What is timed: the whole `DetectionTask.training_step` (views of both devices, forward, teacher,
 losses), backward, gradient clipping, AdamW step and the moving average, near the end of training,
-when every component takes part. The batch of a preset with a target has as many target images as
-source images (or ``--target-images`` of them), so the student alone sees twice as many: beside the
-ratio of the step times the ratio per image seen by the student is printed.
+when every component takes part. A preset's batch has the target images that it says
+(`target_images`; ``--target-images`` sets another share for all), so its student sees more images
+than that of source-only: beside the ratio of the step times that per image seen by the student is
+printed.
 
 The detector's scores are raised so that it takes most locations for cells: components that look at
 confident detections have their full work. The presets take turns in one process, so that a busy
@@ -26,7 +27,7 @@ from benchmarks.train_step import make_targets
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import Augmentation, Detector, Trainer, load_method, needs_target, shipped
-from da_leukemia.config.check import check_fit
+from da_leukemia.config.check import check_fit, check_method
 from da_leukemia.data.batches import LabelledBatch, UnlabelledBatch
 from da_leukemia.labels import WBC
 from da_leukemia.models.factory import build_detector
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--size", type=int, default=320, help="side of the images")
     parser.add_argument("--batch", type=int, default=8, help="images of each device per step")
     parser.add_argument(
-        "--target-images", type=float, default=1.0, help="as the setting of a method; default: 1"
+        "--target-images", type=float, help="in place of the presets' own settings, 0 to 1"
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each preset")
     parser.add_argument("--warmup", type=int, default=1, help="steps before the clock runs")
@@ -138,13 +139,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     tasks, steppers = {}, {}
     for preset in tuple(names):
         method = load_method(preset)
-        if refused := check_fit(preset, method, settings):
+        if given.target_images is not None and needs_target(method) and not method.source_free:
+            method.target_images = given.target_images
+        if refused := check_method(preset, method) or check_fit(preset, method, settings):
             print(f"left out: {'; '.join(refused)}")
             names.remove(preset)
             continue
         tasks[preset] = build(method, settings, device)
-        share = 1.0 if method.source_free else given.target_images
-        target = max(1, round(share * given.batch)) if needs_target(method) else 0
+        target = max(1, round(method.target_images * given.batch)) if needs_target(method) else 0
         batch = make_batch(given.batch, given.size, target, device)
         if method.source_free:
             del batch["source"]
@@ -160,7 +162,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     print(f"{chip(device)}, torch {torch.__version__}, {'bf16' if given.bf16 else 'float32'}")
     print(
         f"{given.backbone}, {given.batch} images of {given.size} px of the source, "
-        f"{given.target_images:g} of the target beside each, "
         f"median of {given.repeats} steps in turns"
     )
     print(f"{'':24}{'ms/step':>9}{'ratio':>8}{'images':>8}{'ratio per image':>17}")

@@ -189,7 +189,7 @@ FEWER = [
 
 @pytest.mark.parametrize(("kind", "name"), FEWER)
 def test_a_preset_trains_beside_fewer_images_of_the_target(kind, name, run, make_job):
-    method = eager(name, kind)
+    method = dataclasses.replace(eager(name, kind), target_images=1.0)
     fewer = dataclasses.replace(method, target_images=0.5)
     folder = run(fewer, kind=kind, batch=4)  # two for four: one would fit any number
     assert all(np.isfinite(float(v)) for row in rows(folder) for v in row.values() if v)

@@ -178,8 +178,16 @@ class InstanceAdversarial(Component):
             detector, context.source, context.source_targets, settings.regions, context.draw
         )
         found = detector.confident(context.target, settings.threshold, settings.regions)
-        on_source = self._logits(context, context.source, own, scale)
-        on_target = self._logits(context, context.target, found, scale)
+        seen = [(context.source, own), (context.target, found)]
+        with torch.autocast(own.boxes.device.type, enabled=False):
+            pooled = [
+                detector.region_features(outputs, cells.boxes, settings.resolution)
+                for outputs, cells in seen
+            ]
+        on_source, on_target = (
+            self._logits(features, cells, context.draw, scale)
+            for features, (_, cells) in zip(pooled, seen, strict=True)
+        )
         weights = own.mask.float(), found.mask.float()
         context.log("health/target_regions_per_image", weights[1].sum(1).mean())
         context.log("health/instance_accuracy", accuracy(on_source, on_target, *weights).detach())
@@ -187,34 +195,29 @@ class InstanceAdversarial(Component):
         losses = {"instance": weight * domain_loss(on_source, on_target, *weights)}
         for image in self._image:
             # Not reversed: the features, too, are to make the two agree (as the authors have it).
-            pairs = (context.source, own), (context.target, found)
-            apart = torch.stack([self._apart(context, image, *p, scale) for p in pairs])
-            losses["consistency"] = weight * settings.consistency * apart.mean()
+            apart = [
+                self._apart(
+                    image.probabilities(outputs, -scale), features, cells, context.draw, scale
+                )
+                for (outputs, cells), features in zip(seen, pooled, strict=True)
+            ]
+            losses["consistency"] = weight * settings.consistency * torch.stack(apart).mean()
         return losses
 
     def _apart(
-        self,
-        context: StepContext,
-        image: Adversarial,
-        outputs: Outputs,
-        regions: Regions,
-        scale: float,
+        self, image: Tensor, features: Tensor, regions: Regions, draw: Draw, scale: float
     ) -> Tensor:
-        """Mean distance of the cells' probabilities from their image's."""
-        cells = self._logits(context, outputs, regions, -scale).sigmoid()
-        apart = (cells - image.probabilities(outputs, -scale).unsqueeze(1)).abs() * regions.mask
+        """Mean distance of the cells' probabilities from those of their images, ``(B,)``."""
+        cells = self._logits(features, regions, draw, -scale).sigmoid()
+        apart = (cells - image.unsqueeze(1)).abs() * regions.mask
         return apart.sum() / regions.mask.sum().clamp(min=1)
 
-    def _logits(
-        self, context: StepContext, outputs: Outputs, regions: Regions, scale: float
-    ) -> Tensor:
-        """Return logits ``(B, K)``, their gradient reversed and scaled."""
-        with torch.autocast(regions.boxes.device.type, enabled=False):
-            resolution = self.settings.resolution
-            pooled = context.detector.region_features(outputs, regions.boxes, resolution)
-            seen = self._conditioned(scale_gradient(pooled, -scale), regions.scores)
+    def _logits(self, features: Tensor, regions: Regions, draw: Draw, scale: float) -> Tensor:
+        """Return logits ``(B, K)`` of features ``(B, K, D)``, gradient reversed and scaled."""
+        with torch.autocast(features.device.type, enabled=False):
+            seen = self._conditioned(scale_gradient(features, -scale), regions.scores)
             for layer in (self.first, self.second):
-                seen = self._dropped(F.relu(layer(seen)), context.draw)
+                seen = self._dropped(F.relu(layer(seen)), draw)
             logits: Tensor = self.last(seen).squeeze(-1)
         return logits
 

@@ -25,6 +25,7 @@ from da_leukemia.data.preparation import Preparation, preparations
 from da_leukemia.errors import ConfigError, UserError
 from da_leukemia.evaluation.records import FieldRecord, save_records
 from da_leukemia.labels import get_label_space
+from da_leukemia.machine import keep_freed_memory
 from da_leukemia.sweep import epochs, outdated
 from da_leukemia.sweep.card import NAME as CARD
 from da_leukemia.sweep.card import write_card
@@ -59,6 +60,7 @@ def run_job(folder: Path) -> None:
     started, code = time.monotonic(), code_version()  # as it is loaded, not as it is at the end
     job = load_job(folder / "config.yaml")
     torch.set_num_threads(job.trainer.threads)
+    keep_freed_memory()
     _quiet()
     facts = read_facts(job.data)
     trained_on = facts.trained_on(job)
