@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,10 +127,31 @@ def test_many_methods_are_drawn_by_what_they_close(tmp_path, monkeypatch):
     results = [make_result(experiment, job, records=False) for job in make_plan(experiment)]
     found = gather(experiment, results)
     assert found.shown == ("fair_source_only", "dann", "mean_teacher")
-    assert "Of 4 methods the 3 are drawn" in found.left_out
+    assert "Of 4 methods 3 are drawn" in found.left_out
     text = write_report(experiment, results, tmp_path / "report").read_text("utf-8")
-    assert "Of 4 methods the 3 are drawn" in text
+    assert "Of 4 methods 3 are drawn" in text
     assert "| dann | " in (tmp_path / "report" / "matrix.md").read_text()
+
+
+def test_where_nothing_says_the_gap_the_methods_that_gain_most_are_drawn(monkeypatch):
+    longer = [f"longer_source_only:{m}" for m in ("recommended", "recommended+calibrated")]
+    asked = ["fair_source_only+calibrated", "recommended", "recommended+calibrated"]
+    methods = ("source_only", "fair_source_only", *longer, *asked)
+    gains = dict(zip(asked, (0.2, 0.0, 0.3), strict=True))
+    gap = SimpleNamespace(
+        summaries=[
+            SimpleNamespace(method=m, ratio_of_means=None, mean_gain=gain)
+            for m, gain in gains.items()
+        ]
+    )
+    matrix = SimpleNamespace(methods=methods, adapted=tuple(asked))
+    monkeypatch.setattr(contents, "reference_method", lambda _: "fair_source_only")
+    assert set(methods) - set(contents._drawn(matrix, gap)) == {longer[1]}
+    # Nothing can be scored: what was asked for is still drawn.
+    nothing = SimpleNamespace(summaries=[])
+    assert set(asked) < set(contents._drawn(matrix, nothing))
+    monkeypatch.setattr(contents, "MOST", 2)
+    assert contents._drawn(matrix, gap) == ("fair_source_only", "recommended+calibrated")
 
 
 # --- what moved ------------------------------------------------------------------------------

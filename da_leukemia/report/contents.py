@@ -84,8 +84,8 @@ class Contents:
         if many <= MOST:
             return None
         return (
-            f"Of {many} methods the {len(self.shown)} are drawn that close most of the gap, with "
-            "what they are compared to; matrix.csv and matrix.md have all."
+            f"Of {many} methods {len(self.shown)} are drawn: those that gain most, and what they "
+            "are compared to; matrix.csv and matrix.md have all."
         )
 
 
@@ -93,15 +93,18 @@ def _drawn(matrix: Matrix, gap: GapTable) -> tuple[str, ...]:
     methods = matrix.methods
     if len(methods) <= MOST:
         return methods
-    compared = {s.method for s in gap.summaries}
-    ranked = sorted(
-        (s for s in gap.summaries if s.ratio_of_means is not None),
-        key=lambda s: -(s.ratio_of_means or 0.0),
-    )
-    best = [s.method for s in ranked] + [m for m in methods if m in compared]
+    compared = {s.method for s in gap.summaries} | set(matrix.adapted)
+    worth = {
+        s.method: (s.ratio_of_means is not None, s.ratio_of_means or s.mean_gain or 0.0)
+        for s in gap.summaries
+        if s.ratio_of_means is not None or s.mean_gain is not None
+    }
+    best = sorted(worth, key=lambda m: worth[m], reverse=True)
+    best += [m for m in methods if m in compared]
     reference = reference_method(matrix)
     others = [m for m in methods if m not in compared and m != reference]
-    order = dict.fromkeys([*([reference] if reference else []), *others][: MOST // 2] + best)
+    references = [*([reference] if reference else []), *others]
+    order = dict.fromkeys([*references[: MOST // 2], *best, *others])
     chosen = set(list(order)[:MOST])
     return tuple(m for m in methods if m in chosen)
 

@@ -230,13 +230,13 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
 
     Args:
         folder: of the job.
-        domains: devices to test on; those of the job by default.
+        domains: devices to test on; by default those of the job, or the one it adapted to.
 
     Returns:
         What came out, by device. Nothing is written.
 
     Raises:
-        UserError: no checkpoint in the folder, an unknown device, or data that are divided
+        UserError: no checkpoint in the folder, no or an unknown device, or data that are divided
             otherwise than when the job was trained.
     """
     job = load_job(folder / "config.yaml")
@@ -245,7 +245,9 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no checkpoint; the job has not been trained yet")
-    wanted = list(domains) or job.tests
+    wanted = list(domains) or job.tests or ([job.target] if job.target else [])
+    if not wanted:
+        raise UserError(f"{folder}: the job is tested on no device; say which: --domain NAME")
     unknown = [d for d in wanted if d not in job.data.domains]
     if unknown:
         raise UserError(f"unknown device {unknown[0]!r}; known: {', '.join(job.data.domains)}")
