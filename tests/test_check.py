@@ -38,6 +38,17 @@ def errors(report):
     return {f.kind for f in report.all_findings if f.severity == "error"}
 
 
+@pytest.mark.parametrize(("level", "seen"), [(200, 200), (51 * 256 + 77, 51)])
+def test_the_mean_colour_is_what_a_detector_sees(tmp_path, level, seen):
+    root = put_coco(tmp_path / "scope")
+    for number, path in enumerate(sorted((root / "images").iterdir())):
+        grey = np.full((2100, 3000) if number == 0 else (48, 64), level)
+        kind = np.uint8 if level < 256 else np.uint16
+        Image.fromarray(grey.astype(kind)).save(path, "PNG")
+    (domain,) = check(root).domains
+    assert domain.mean_colour == (seen,) * 3
+
+
 def test_a_clean_folder_is_described_and_ready(tmp_path):
     report = check(put_coco(tmp_path / "phone"))
     (domain,) = report.domains

@@ -79,6 +79,15 @@ def test_every_problem_is_told_at_once(tmp_path):
     assert "trainer.steps: expected int, got 'many'" in found
 
 
+@pytest.mark.parametrize("name", ["a/b", "..", "../x", "."])
+def test_a_device_whose_name_is_no_file_name_is_refused(tmp_path, name):
+    text = f"data: {{domains: {{'{name}': {{}}, other: {{}}}}}}\n"
+    (why,) = problems(written(tmp_path, text))
+    assert why.endswith(
+        f"data.domains.{name}: a device's name is that of a file, too; it cannot hold '/'"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

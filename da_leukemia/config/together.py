@@ -281,6 +281,11 @@ def check_numbers(experiment: Experiment) -> list[str]:
         if SOURCES_MARK in name
     ]
     problems += [
+        f"data.domains.{name}: a device's name is that of a file, too; it cannot hold '/'"
+        for name in data.domains
+        if name == ".." or Path(name).name != name
+    ]
+    problems += [
         f"twins: unknown value {value!r}{did_you_mean(value, TWINS)}"
         for value in experiment.twins
         if value not in TWINS

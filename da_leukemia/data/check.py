@@ -25,6 +25,7 @@ from da_leukemia.data.cells.duplicates import keep_together
 from da_leukemia.data.cells.prints import prints_of
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
 from da_leukemia.data.integrity import Outside, whole
+from da_leukemia.data.pixels import rgb_of
 from da_leukemia.data.readers import (
     READERS,
     DomainSource,
@@ -278,11 +279,11 @@ def _decode(path: Path) -> tuple[FloatArray, float | None] | str:
     """Return mean colour and sharpness (None of less than 3 pixels), or why it is damaged."""
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+            pixels = rgb_of(image).astype(np.float32)
     except Exception as e:  # Pillow's plugins raise far more than OSError on damaged files
         return str(e)[:100] or type(e).__name__
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    colour: FloatArray = pixels.mean(axis=(0, 1))
+    colour: FloatArray = pixels.mean(axis=(0, 1), dtype=np.float64)
     return colour, laplacian_variance(grey) if min(grey.shape) >= 3 else None
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from da_leukemia.config import Data
 from da_leukemia.data.cache import cache_folder, code_version, file_name, file_state
 from da_leukemia.data.fields import FieldIndex
+from da_leukemia.data.pixels import rgb_of
 from da_leukemia.data.preparation import Preparation
 from da_leukemia.errors import ConfigError, DataError
 
@@ -55,12 +56,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            if image.mode == "F":
-                raise ValueError("its pixels are real numbers of unknown range")
-            if image.mode.startswith("I"):  # `convert` would clip 16 bits to white
-                grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return rgb_of(image)
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image is missing; run `da-leukemia data check`") from error
     except _UNDECODABLE as error:
