@@ -39,8 +39,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz")
+
+
 def no_such_folder(folder: Path) -> str:
     """Say that there is no such folder, and name the one beside it that was meant."""
+    if folder.is_file():
+        if folder.suffix.lower() in ARCHIVES:
+            return f"{folder}: is an archive; unpack it, and give the folder"
+        return f"{folder}: is a file; expected a folder"
     beside = (
         [f.name for f in folder.parent.iterdir() if f.is_dir()] if folder.parent.is_dir() else []
     )

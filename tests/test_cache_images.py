@@ -239,6 +239,14 @@ def test_memory_is_bounded(tmp_path, decodes, limit, kept):
     assert len(decodes) == 8 - kept
 
 
+def test_the_windows_of_a_field_share_one_decoding_even_where_nothing_is_kept(tmp_path, decodes):
+    store = Memory(0)
+    for path in write_images(tmp_path):
+        for _ in range(3):
+            store.picture(path, HOW)
+    assert len(decodes) == 4
+
+
 def test_the_disk_bound_is_an_error_with_numbers_before_anything_is_decoded(settings):
     with pytest.raises(ConfigError, match=r"disk_cache_gb: 24 images .* need 0\.0 GB"):
         everything(settings(image_cache="disk", disk_cache_gb=23 * PICTURE / 2**30))

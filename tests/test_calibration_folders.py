@@ -8,7 +8,9 @@ from PIL import Image
 from test_calibration import smear
 
 from da_leukemia import cli
+from da_leukemia.calibration.fields import find_images
 from da_leukemia.calibration.folders import Parts
+from da_leukemia.data.check import check
 from da_leukemia.errors import DataError
 
 
@@ -29,6 +31,30 @@ def test_devices_of_different_cameras_are_refused_before_anything_is_measured(tm
     assert f"da-leukemia calibrate '{tmp_path / 'our scope'}'" in said
     assert f"da-leukemia calibrate {tmp_path / 'phone'}" in said
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("photos.zip", "there are 1 .zip: unpack"),
+        ("IMG_1.HEIC", "there are 1 .heic: convert them to PNG or TIFF"),
+        ("notes.txt", r"no image in it \(.*\)$"),
+    ],
+)
+def test_a_folder_without_images_is_told_by_what_is_there(tmp_path, name, said):
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=said):
+        find_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a.zip", "is an archive; unpack it"), ("a.png", "is a file; expected a")]
+)
+def test_a_file_is_not_called_a_missing_folder(tmp_path, name, said):
+    (tmp_path / name).touch()
+    for look in (find_images, check):
+        with pytest.raises(DataError, match=said):
+            look(tmp_path / name)
 
 
 def test_patients_of_one_device_and_cut_outs_are_left_alone(tmp_path):

@@ -38,7 +38,7 @@ def errors(report):
     return {f.kind for f in report.all_findings if f.severity == "error"}
 
 
-@pytest.mark.parametrize(("level", "seen"), [(200, 200), (51 * 256 + 77, 51)])
+@pytest.mark.parametrize(("level", "seen"), [(200, 200), (200 * 256 + 77, 200), (3200, 200)])
 def test_the_mean_colour_is_what_a_detector_sees(tmp_path, level, seen):
     root = put_coco(tmp_path / "scope")
     for number, path in enumerate(sorted((root / "images").iterdir())):
@@ -47,6 +47,20 @@ def test_the_mean_colour_is_what_a_detector_sees(tmp_path, level, seen):
         Image.fromarray(grey.astype(kind)).save(path, "PNG")
     (domain,) = check(root).domains
     assert domain.mean_colour == (seen,) * 3
+
+
+def test_deep_grey_is_told_and_nearly_black_images_are_a_warning(tmp_path):
+    root = put_coco(tmp_path / "scope")
+    for n, path in enumerate((root / "images").iterdir()):
+        Image.fromarray(np.full((48, 64), 4000 + n, np.uint16)).save(path)
+    (told,) = check(root).domains[0].findings
+    assert (told.kind, told.count) == ("deep_grey", 3)
+    assert "read as of 12 bits" in told.examples[0]
+    for n, path in enumerate((root / "images").iterdir()):
+        Image.new("RGB", (64, 48), (13 + n, 15, 12)).save(path)
+    (told,) = check(root).domains[0].findings
+    assert (told.kind, told.count) == ("nearly_black", 3)
+    assert "no value above 15 of 255" in told.examples[0]
 
 
 def test_a_clean_folder_is_described_and_ready(tmp_path):
@@ -169,7 +183,7 @@ def test_rotation_marks_and_identical_files_are_reported(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     for n in (1, 2):
-        Image.new("RGB", (64, 48)).save(root / f"images/{n}.png", exif=exif)
+        Image.new("RGB", (64, 48), "white").save(root / f"images/{n}.png", exif=exif)
     report = check(root)
     found = {f.kind: f.count for f in report.all_findings}
     assert found == {"exif_orientation": 2, "duplicate_image": 1}

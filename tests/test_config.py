@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from da_leukemia.adaptation.settings import Method
+from da_leukemia.cli.parser import from_home, load
 from da_leukemia.config import (
     Data,
     Domain,
@@ -46,6 +47,18 @@ def test_an_experiment_made_in_python_is_completed_alike(tmp_path):
     before = asdict(made)
     complete(made)
     assert asdict(made) == before
+
+
+def test_a_home_is_written_out_wherever_a_path_can_stand(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = SMALL.replace("scope: {}", "scope: {root: ~/scope}")
+    made = load_experiment(written(tmp_path, text), ["data.root=~/data", "data.cache_dir=a~/b"])
+    assert made.data.root == str(tmp_path / "data")
+    assert made.data.cache_dir == "a~/b"
+    assert made.data.domains["scope"].root == str(tmp_path / "scope")
+    path = from_home("~/trial.yaml")
+    assert path == tmp_path / "trial.yaml"
+    assert load("~/trial.yaml", []).sources == ["scope"]
 
 
 def test_a_saved_experiment_comes_back_without_other_files(tmp_path):
@@ -93,6 +106,7 @@ def test_a_device_whose_name_is_no_file_name_is_refused(tmp_path, name):
     [
         ("- a\n- b\n", "expected `key: value` lines"),
         ("data: [", "not valid YAML"),
+        ("data:\n\troot: x\n", "indent with spaces, not tabs"),
         ("just words", "trial.yaml"),
         ("extends: [{a: 1}]\n" + SMALL, "extends: expected a file or a list of files"),
         ("extends: missing.yaml\n" + SMALL, "no such file"),

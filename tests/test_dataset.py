@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from da_leukemia.calibration.fields import read_field
 from da_leukemia.config import Trainer
 from da_leukemia.data.batches import LabelledBatch, Targets, UnlabelledBatch
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
@@ -170,6 +171,20 @@ def test_sixteen_bits_keep_their_brightness(tmp_path, suffix):
     path = tmp_path / f"deep{suffix}"
     Image.fromarray(GRADIENT.astype(np.uint16) * 257).save(path)
     check_gradient(path)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_deep_grey_is_read_by_the_bits_of_its_camera(tmp_path, suffix, bits):
+    full = np.linspace(0, (1 << bits) - 1, 64).astype(np.uint16)
+    for n in range(3):
+        Image.fromarray(np.tile(full, (48, 1))).save(tmp_path / f"{n}{suffix}")
+    dark = tmp_path / f"dark{suffix}"
+    Image.fromarray(np.tile(full // 8, (48, 1))).save(dark)
+    check_gradient(tmp_path / f"0{suffix}")
+    # A dark field of the same camera stays dark, in training and where the device is measured.
+    for pixels in (read_image(dark), read_field(dark).pixels):
+        np.testing.assert_allclose(pixels[..., 1].astype(int), GRADIENT.astype(int) // 8, atol=2)
 
 
 def test_an_image_of_real_numbers_is_refused_by_name(tmp_path):

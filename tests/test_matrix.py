@@ -15,7 +15,8 @@ from da_leukemia.evaluation import MatchTable, hierarchical_interval
 from da_leukemia.evaluation.paired import holm
 from da_leukemia.report.contents import as_results
 from da_leukemia.report.gains import gains
-from da_leukemia.report.gap import gap_closed
+from da_leukemia.report.gap import Gap, GapSummary, gap_closed
+from da_leukemia.report.headlines import gap_sentence
 from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.sweep.build import build_matrix
 from da_leukemia.sweep.matrix import COLUMNS, read_matrix, write_matrix
@@ -47,6 +48,17 @@ TWINS = [
     content("dann", "b", "a", {"a": 0.4, "b": 0.7, "c": 0.2}),
     content("dann", "a", "c", {"a": 0.7, "b": 0.4, "c": 0.6}),
 ]
+
+
+def test_a_gain_is_told_where_no_share_of_the_gap_can_be():
+    gap = Gap("dann", "a", "b", 0.6, 0.4, None, None, None, "no oracle")
+    alone = GapSummary("dann", 1, 1, 1, None, None, 0.2, 1, 0, 0, gap, "no oracle")
+    said = gap_sentence(alone)
+    assert said == (
+        "dann: +0.200 beside fair_source_only on average over 1 pair; no share of the gap can be "
+        "given (no oracle)."
+    )
+    assert gap_sentence(replace(alone, mean_gain=None)).startswith("dann: no share of the gap")
 
 
 def test_a_value_is_the_mean_over_seeds_and_nothing_else():

@@ -219,6 +219,70 @@ def test_missing_and_unlisted_images_are_reported(tmp_path):
     assert finding.examples == ("images/Other.png",)
 
 
+def test_an_id_may_be_a_number_in_one_list_and_text_in_the_other(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "images/1.png")
+    content = {
+        "images": [{**image(patient="p"), "id": "1"}],
+        "annotations": [box(category="1"), {**box(), "image_id": 1}],
+        "categories": CATEGORIES,
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    index = read(tmp_path)
+    assert [len(f.boxes) for f in index] == [1]  # the same box twice
+    assert kinds(index) == {"duplicate_box": 1}
+
+
+@pytest.mark.parametrize("place", ["/home/me/photos/a.png", "C:\\photos\\A.png", "x/y/a.png"])
+def test_an_image_is_found_by_its_name_where_the_path_is_of_another_machine(tmp_path, place):
+    put(tmp_path, [{**image(), "file_name": "images/a.png"}, image(2)], [box()])
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    content["images"][0]["file_name"] = place
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    index = read(tmp_path)
+    assert [(f.name, len(f.boxes)) for f in index] == [("a", 1), ("2", 0)]
+    assert kinds(index) == {"image_renamed": 1, "no_patient": 2}
+
+
+def test_a_name_that_two_images_have_stands_for_none(tmp_path):
+    put(tmp_path, [{**image(), "file_name": "b/1.png"}, {**image(2), "file_name": "c/1.png"}], [])
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    for entry, folder in zip(content["images"], ("x", "c"), strict=True):
+        entry["file_name"] = f"{folder}/1.png"
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    found = kinds(read(tmp_path))
+    assert (found["missing_image"], found["image_not_in_labels"]) == (1, 1)
+
+
+def test_boxes_written_as_corners_are_an_error_and_no_cell_is_learned_from_them(tmp_path):
+    corners = [(10, 10, 18, 16), (30, 20, 50, 44), (2, 30, 20, 47)]
+    put(tmp_path, [image(), image(2)], [box(place=c) for c in corners])
+    index = read(tmp_path)
+    assert all(not len(f.boxes) and not f.labelled_classes for f in index)
+    (told,) = (f for f in index.findings if f.kind == "unreadable_label_file")
+    assert "every box reads as corners x1, y1, x2, y2" in told.examples[0]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(0, 0, 64, 48)],  # a single cell that fills its picture
+        [(30, 20, 20, 20), (2, 2, 62, 46)],
+        [(1, 1, 20, 20), (50, 30, 30, 30)],  # cut by the edge
+    ],
+)
+def test_large_and_clipped_boxes_are_no_corners(tmp_path, places):
+    put(tmp_path, [image()], [box(place=p) for p in places])
+    assert len(read(tmp_path).fields[0].boxes) == len(places)
+
+
+def test_a_box_of_negative_size_is_an_error(tmp_path):
+    put(tmp_path, [image(patient="p")], [box(place=(30, 20, -8, 6)), box()])
+    index = read(tmp_path)
+    assert len(index.fields[0].boxes) == 1
+    assert {f.kind: f.severity for f in index.findings} == {"box_inverted": "error"}
+
+
 def test_the_label_file_is_found_or_asked_for(tmp_path):
     tmp_path = tmp_path / "phone"
     put(tmp_path, [image(patient=1)], [box()], name="annotations/instances.json")

@@ -35,6 +35,7 @@ LEFT_OUT = (
     "box_outside",
     "box_units",
     "empty_box",
+    "box_inverted",
     "duplicate_box",
     "not_in_label_space",
     "patch_unusable",

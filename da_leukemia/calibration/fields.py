@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from da_leukemia.errors import DataError, no_such_folder
+from da_leukemia.data.pixels import is_deep, rgb_of
+from da_leukemia.errors import ARCHIVES, DataError, no_such_folder
 
 Pixels = NDArray[np.uint8]
 
@@ -66,8 +68,27 @@ def find_images(folder: Path) -> list[Path]:
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
     )
     if not found:
-        raise DataError(f"{folder}: no image in it ({', '.join(SUFFIXES)})")
+        raise DataError(f"{folder}: no image in it ({', '.join(SUFFIXES)}){_instead(folder)}")
     return found
+
+
+_CONVERTED = (
+    *(".heic", ".heif", ".avif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw"),
+    *(".czi", ".nd2", ".lif", ".vsi", ".svs", ".ndpi", ".mrxs", ".dcm"),
+    *(".avi", ".mov", ".mp4"),
+)
+"""Kinds of image and film that microscopes and phones write and that are not read here."""
+
+
+def _instead(folder: Path) -> str:
+    """Say what is in a folder without an image, where that can be made into images."""
+    kinds = Counter(p.suffix.lower() for p in folder.rglob("*") if p.is_file())
+    for known, hint in ((ARCHIVES, "unpack"), (_CONVERTED, "convert them to PNG or TIFF")):
+        there = {kind: kinds[kind] for kind in known if kinds[kind]}
+        if there:
+            told = ", ".join(f"{n} {kind}" for kind, n in there.items())
+            return f"; there are {told}: {hint}"
+    return ""
 
 
 def spread(paths: Sequence[Path], most: int = MOST_FIELDS, seed: int = 0) -> list[Path]:
@@ -85,7 +106,7 @@ def spread(paths: Sequence[Path], most: int = MOST_FIELDS, seed: int = 0) -> lis
 def read_field(path: Path) -> Field:
     """Read one photograph.
 
-    Sixteen-bit values keep their share of full scale; alpha is dropped.
+    Grey of more than 8 bits is read as in training, see `rgb_of`; alpha is dropped.
 
     Raises:
         DataError: missing, unreadable, far too large or too small; names the file.
@@ -101,7 +122,8 @@ def read_field(path: Path) -> Field:
                     raise DataError(f"{path}: {width} x {height} pixels show no field of view")
                 turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
                 image.draft("RGB", (LONG_SIDE, LONG_SIDE))
-                rgb, grey = _to_rgb(image)
+                rgb = Image.fromarray(rgb_of(image, path))
+                grey = is_deep(image) or image.mode in ("L", "LA", "1")
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -117,19 +139,6 @@ def read_field(path: Path) -> Field:
     pixels = np.asarray(rgb)
     grey = grey or bool(np.ptp(pixels[::7, ::7].astype(np.int16), axis=2).max() <= 2)
     return Field(path, pixels, max(1.0, factor), (width, height), grey, turned)
-
-
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    if image.mode == "F":
-        raise ValueError("its pixels are real numbers of unknown range")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, None)
-        # Cameras of 10, 12 and 14 bits write into 16 without stretching.
-        bits = next(b for b in (8, 10, 12, 14, 16, 64) if values.max() < 1 << b)
-        shift = max(0, min(bits, 16) - 8)
-        plane = Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8))
-        return plane.convert("RGB"), True
-    return image.convert("RGB"), image.mode in ("L", "LA", "1")
 
 
 def read_fields(

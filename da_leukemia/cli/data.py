@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from da_leukemia.cli.parser import from_home
 from da_leukemia.errors import ConfigError, UserError, did_you_mean
 from da_leukemia.labels import LABEL_SPACES
 
@@ -33,7 +33,7 @@ def _add_simulate(commands: Commands) -> None:
         "sharpening, jpeg) from another device, H_100X_C2~blur+noise~L_100X_C2, and have another "
         "sensor, H_100X_C2@400x280.",
     )
-    simulate.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    simulate.add_argument("out", type=from_home, metavar="OUT", help="folder to make")
     simulate.add_argument(
         "settings", nargs="*", default=[], metavar="key=value", help="settings, as above"
     )
@@ -67,14 +67,17 @@ def _add_calibrate(commands: Commands) -> None:
         description="Measure scale, light, colours, sharpness and noise of a device from 10 to 50 "
         "of its own unlabelled fields of view. What cannot be measured is said to be unknown.",
     )
-    calibrate.add_argument("folder", type=Path, help="photographs of one device")
+    calibrate.add_argument("folder", type=from_home, help="photographs of one device")
     calibrate.add_argument("--json", action="store_true", help="print JSON")
     calibrate.add_argument(
-        "--out", type=Path, metavar="FILE", help="JSON to write; default: FOLDER/calibration.json"
+        "--out",
+        type=from_home,
+        metavar="FILE",
+        help="JSON to write; default: FOLDER/calibration.json",
     )
     calibrate.add_argument(
         "--picture",
-        type=Path,
+        type=from_home,
         metavar="FILE",
         help="drawing of what was measured (PNG, PDF, SVG); default: calibration.pdf beside the "
         "JSON, none with --json",
@@ -91,7 +94,7 @@ def _add_data(commands: Commands) -> None:
         description="List what a data set holds and every problem of it. Exit code 1: at least one "
         "problem is an error.",
     )
-    check.add_argument("path", type=Path, help="folder of one device or of several")
+    check.add_argument("path", type=from_home, help="folder of one device or of several")
     check.add_argument(
         "--format",
         default="auto",

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from da_leukemia.cli.parser import load, takes_experiment
+from da_leukemia.cli.parser import from_home, load, takes_experiment
 from da_leukemia.errors import INTERRUPTED, UserError
 
 if TYPE_CHECKING:
-    from da_leukemia.cli.parser import Commands
+    from da_leukemia.cli.parser import Commands, Parser
     from da_leukemia.config import Experiment, Job
+    from da_leukemia.labels import LabelSpace
+    from da_leukemia.predict import Prediction
+    from da_leukemia.tasks.export import Found
 
 _CHOICES = {"source": "sources", "target": "targets", "method": "methods", "seed": "seeds"}
 """Settings of `train` that choose a job -> the experiment's list that they narrow."""
@@ -24,9 +27,10 @@ TRAIN_HELP = (
 
 
 def add_commands(commands: Commands) -> None:
-    """Add ``train``, ``evaluate`` and ``reproduce``."""
+    """Add ``train``, ``evaluate``, ``predict`` and ``reproduce``."""
     _add_train(commands)
     _add_evaluate(commands)
+    _add_predict(commands)
     _add_reproduce(commands)
 
 
@@ -47,7 +51,7 @@ def _add_evaluate(commands: Commands) -> None:
         description="Test the checkpoint of a trained job on its test devices again and print the "
         "scores. The job's folder is left as it is.",
     )
-    evaluate.add_argument("folder", type=Path, help="a job's folder, runs/NAME/jobs/HASH")
+    evaluate.add_argument("folder", type=from_home, help="a job's folder, runs/NAME/jobs/HASH")
     evaluate.add_argument(
         "--domain",
         action="append",
@@ -56,13 +60,56 @@ def _add_evaluate(commands: Commands) -> None:
         help="device to test on; may be repeated; default: all test devices of the job",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON, with every score")
-    evaluate.add_argument(
-        "--detections",
-        type=Path,
-        metavar="FILE",
-        help="write every detection with its attributes: .csv, or .json with a summary per slide",
+    _takes_detections(evaluate)
+    evaluate.set_defaults(command=_evaluate, parser=evaluate)
+
+
+def _add_predict(commands: Commands) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="find the cells on photographs of your own",
+        description="Find the cells on every photograph of a folder with a trained detector. "
+        "Nothing but the checkpoint is needed: no experiment, no label.",
     )
-    evaluate.add_argument(
+    predict.add_argument(
+        "checkpoint",
+        type=from_home,
+        metavar="CHECKPOINT",
+        help="last.ckpt of a finished job, or its folder",
+    )
+    predict.add_argument(
+        "photographs",
+        type=from_home,
+        metavar="PHOTOS",
+        help="folder of photographs of one device, or one",
+    )
+    _takes_detections(predict)
+    predict.add_argument(
+        "--pictures",
+        type=from_home,
+        metavar="FOLDER",
+        help="draw what was found on each photograph, into this folder",
+    )
+    predict.add_argument(
+        "--calibration",
+        type=from_home,
+        metavar="FILE",
+        help="of the device, as `da-leukemia calibrate` writes it; default: measured from PHOTOS, "
+        "where the detector uses one",
+    )
+    predict.set_defaults(command=_predict, parser=predict)
+
+
+def _takes_detections(parser: Parser) -> None:
+    """Give a command the options of `_written`."""
+    parser.add_argument(
+        "--detections",
+        type=from_home,
+        metavar="FILE",
+        help="write every detection with its attributes: .csv, or .json with a summary per slide "
+        "and images on which nothing was found",
+    )
+    parser.add_argument(
         "--min-score",
         type=float,
         default=None,
@@ -70,7 +117,6 @@ def _add_evaluate(commands: Commands) -> None:
         help="detections below it are not written and not counted; default: 0.3, for single cells "
         "0, since each has an answer",
     )
-    evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
 
 def _add_reproduce(commands: Commands) -> None:
@@ -80,8 +126,10 @@ def _add_reproduce(commands: Commands) -> None:
         description="Run the job of a result.json again in a fresh folder. Exit code 0: every "
         "metric is the same; 1: they differ, and how is listed.",
     )
-    reproduce.add_argument("result", type=Path, help="a job's result.json, or its folder")
-    reproduce.add_argument("--out", type=Path, metavar="FOLDER", help="where to run; must be empty")
+    reproduce.add_argument("result", type=from_home, help="a job's result.json, or its folder")
+    reproduce.add_argument(
+        "--out", type=from_home, metavar="FOLDER", help="where to run; must be empty"
+    )
     reproduce.set_defaults(command=_reproduce, parser=reproduce)
 
 
@@ -139,6 +187,25 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             f"{folder}: no job's folder (there is no config.yaml in it)"
             + (f"; it has {len(jobs)} in {folder / 'jobs'}: {', '.join(jobs[:6])}" if jobs else "")
         )
+    _check_detections(arguments)
+    from da_leukemia.sweep.worker import examine_job
+
+    tested = examine_job(folder, arguments.domain)
+    if arguments.detections is not None:
+        from da_leukemia.config import load_job
+        from da_leukemia.labels import get_label_space
+
+        job = load_job(folder / "config.yaml")
+        found = {device: (t.records, t.fields) for device, t in tested.items()}
+        space = get_label_space(job.data.label_space)
+        _write_detections(arguments, found, space, job.detector.kind == "classifier")
+    metrics = {device: t.metrics for device, t in tested.items()}
+    print(json.dumps(metrics, indent=1) if arguments.json else _scores(metrics))
+    return 0
+
+
+def _check_detections(arguments: argparse.Namespace) -> None:
+    """Refuse what `_takes_detections` cannot be, before anything is computed."""
     least: float | None = arguments.min_score
     if least is not None and not 0 <= least <= 1:
         raise UserError(f"--min-score: expected a score from 0 to 1, got {least}")
@@ -146,33 +213,89 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         from da_leukemia.tasks.export import check_name
 
         check_name(arguments.detections)
-    from da_leukemia.sweep.worker import examine_job
 
-    tested = examine_job(folder, arguments.domain)
+
+def _write_detections(
+    arguments: argparse.Namespace, found: Found, space: LabelSpace, single_cells: bool
+) -> None:
+    """Write what was found, if that is asked for; say on what device nothing was."""
+    from da_leukemia.evaluation.slides import counted_from
+    from da_leukemia.tasks.export import write_detections
+
+    least: float | None = arguments.min_score
+    least = counted_from(single_cells) if least is None else least
     if arguments.detections is not None:
-        from da_leukemia.config import load_job
-        from da_leukemia.evaluation.slides import counted_from
-        from da_leukemia.labels import get_label_space
-        from da_leukemia.tasks.export import write_detections
-
-        job = load_job(folder / "config.yaml")
-        space = get_label_space(job.data.label_space)
-        if least is None:
-            least = counted_from(job.detector.kind == "classifier")
-        found = {device: (t.records, t.fields) for device, t in tested.items()}
         write_detections(arguments.detections, found, space, least)
         print(f"written: {arguments.detections}", file=sys.stderr)
-        for device, (records, _) in found.items():
-            surest = max((float(r.scores.max(initial=0.0)) for r in records), default=0.0)
-            if surest < least:
-                print(
-                    f"{device}: nothing was found with a score of {least} or more; "
-                    f"the surest find has {surest:.3f} (see --min-score)",
-                    file=sys.stderr,
-                )
-    metrics = {device: t.metrics for device, t in tested.items()}
-    print(json.dumps(metrics, indent=1) if arguments.json else _scores(metrics))
+    for device, (records, _) in found.items():
+        surest = max((float(r.scores.max(initial=0.0)) for r in records), default=0.0)
+        if surest < least:
+            print(
+                f"{device}: nothing was found with a score of {least} or more; "
+                f"the surest find has {surest:.3f} (see --min-score)",
+                file=sys.stderr,
+            )
+
+
+_NAMED = 5
+"""Photographs that are named of those on which nothing was found."""
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    _check_detections(arguments)
+    from collections import Counter
+
+    from da_leukemia.calibration.record import load as load_calibration
+    from da_leukemia.errors import counted as number_of
+    from da_leukemia.evaluation.slides import counted, counted_from
+    from da_leukemia.predict import predict
+    from da_leukemia.progress import bar
+
+    given = None if arguments.calibration is None else load_calibration(arguments.calibration)
+    with bar("looking") as progress:
+        found = predict(arguments.checkpoint, arguments.photographs, given, progress)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    least = arguments.min_score
+    least = counted_from(found.single_cells) if least is None else least
+    types: Counter[str] = Counter()
+    empty = []
+    for field, record in zip(found.fields, found.records, strict=True):
+        kept = counted(record, least)
+        types.update(found.space.classes[int(label)] for label in record.labels[kept])
+        empty += [] if len(kept) else [field.image.name]
+    cells = number_of(types.total(), "cell")
+    print(f"{found.device}: {cells} on {number_of(len(found.fields), 'photograph')}")
+    width = max(map(len, types), default=0)
+    for name, number in types.most_common():
+        print(f"  {name:<{width}}  {number}")
+    if empty:
+        more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
+        print(f"none on {', '.join(empty[:_NAMED])}{more}")
+    told = {found.device: (found.records, found.fields)}
+    _write_detections(arguments, told, found.space, found.single_cells)
+    if arguments.pictures is not None:
+        _draw(found, arguments.pictures, least)
+        print(f"drawn: {arguments.pictures}", file=sys.stderr)
     return 0
+
+
+def _draw(found: Prediction, folder: Path, least: float) -> None:
+    """Draw what was found on each photograph."""
+    from da_leukemia.files import write_whole
+    from da_leukemia.report.samples import draw, sample_of
+    from da_leukemia.tasks.samples import spell_field
+
+    for field, record in zip(found.fields, found.records, strict=True):
+        entry = spell_field(record, field, found.space, least)
+        path = folder / f"{field.name}.jpg"
+        try:
+            sample = sample_of(entry, found.single_cells, None)
+            picture = draw(sample, legend=any(f.attributes for f in sample.findings))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, picture)
+        except OSError as error:
+            raise UserError(f"--pictures: {path}: {error.strerror or error}") from error
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:

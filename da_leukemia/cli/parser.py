@@ -35,6 +35,11 @@ class Parser(argparse.ArgumentParser):
             )
 
 
+def from_home(text: str) -> Path:
+    """Return a path, ``~/`` written out where a quote kept the shell from doing it."""
+    return Path(text).expanduser()
+
+
 def takes_experiment(parser: Parser, command: Command, settings: str = OVERRIDE_HELP) -> None:
     """Give a command an experiment and settings that replace the file's.
 
@@ -56,7 +61,7 @@ def load(path: str, settings: Sequence[str]) -> Experiment:
     """
     from da_leukemia.config import load_experiment
 
-    file = Path(path)
+    file = from_home(path)
     if file.is_dir():
         file /= "experiment.yaml"
         if not file.is_file():

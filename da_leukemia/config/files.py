@@ -10,7 +10,7 @@ import contextlib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +31,8 @@ from da_leukemia.config.schema import (
 )
 from da_leukemia.config.together import check_calibration, check_numbers
 from da_leukemia.errors import ConfigError, did_you_mean, no_such_folder
+
+T = TypeVar("T")
 
 _GROUPS = ("trainer", "detector", "data", "augmentation")
 """``trainer=smoke`` merges ``configs/trainer/smoke.yaml``; these keys are such groups."""
@@ -70,7 +72,9 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error})") from error
     except Exception as error:  # the YAML parser's own hierarchy is not public
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        lines = path.read_text(encoding="utf-8").splitlines()
+        hint = "; indent with spaces, not tabs" if any(t[:1] == "\t" for t in lines) else ""
+        raise ConfigError(f"{path}: not valid YAML: {error}{hint}") from error
     content = OmegaConf.to_container(loaded)
     if content is None or content == {}:
         return {}
@@ -101,6 +105,19 @@ def _typed(schema: type, given: Mapping[str, Any]) -> Any:
         for key, value in given.items()
     }
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+
+
+def read_as(schema: type[T], told: Mapping[str, Any]) -> T:
+    """Return settings that another run wrote down; what it did not have yet has its default.
+
+    Raises:
+        ConfigError: an entry is unknown or of another kind.
+    """
+    problems = list(problems_of(schema, told, ""))
+    if problems:
+        raise ConfigError(problems)
+    settings: T = _typed(schema, told)
+    return settings
 
 
 def load_method(name: str, near: Path | None = None) -> Method:
@@ -162,7 +179,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error}") from error
     assert isinstance(content, dict)
-    given = {str(k): v for k, v in content.items()}
+    given = {str(k): _from_home(v) for k, v in content.items()}
     domains = given.get("data", {}).get("domains") if isinstance(given.get("data"), dict) else None
     if isinstance(domains, dict):
         given["data"]["domains"] = {n: ({} if d is None else d) for n, d in domains.items()}
@@ -176,6 +193,15 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     except ConfigError as error:
         raise ConfigError(_blamed(error.problems, path, typed)) from None
     return experiment
+
+
+def _from_home(value: Any) -> Any:
+    """Write out ``~/`` at the beginning of every text, as a shell does where it is not quoted."""
+    if isinstance(value, str) and value.startswith("~/"):
+        return str(Path(value).expanduser())
+    if isinstance(value, dict):
+        return {key: _from_home(v) for key, v in value.items()}
+    return [_from_home(v) for v in value] if isinstance(value, list) else value
 
 
 def _blamed(problems: Iterable[str], path: Path, typed: Iterable[str]) -> list[str]:

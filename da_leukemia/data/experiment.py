@@ -11,7 +11,7 @@ from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.data.readers import DomainSource
 from da_leukemia.data.sparse import learned
 from da_leukemia.data.splits import ClassesOf, Split, make_split, released_split
-from da_leukemia.errors import DataError
+from da_leukemia.errors import DataError, no_such_folder
 from da_leukemia.labels import get_label_space
 
 
@@ -38,7 +38,7 @@ def missing_root(data: Data) -> list[str]:
     root = Path(data.root)
     if root.is_dir():
         return []
-    return [f"data.root: {root}: no such folder; give it as data.root=PATH on the command line"]
+    return [f"data.root: {no_such_folder(root)}; give it as data.root=PATH on the command line"]
 
 
 def no_images(domain: str) -> str:

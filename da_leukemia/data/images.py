@@ -49,14 +49,14 @@ _UNDECODABLE = (
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode an image to ``(H, W, 3)`` uint8; 16-bit grey values keep their upper 8 bits.
+    """Decode an image to ``(H, W, 3)`` uint8, see `rgb_of`.
 
     Raises:
         DataError: missing or unreadable, naming the file.
     """
     try:
         with Image.open(path) as image:
-            return rgb_of(image)
+            return rgb_of(image, path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image is missing; run `da-leukemia data check`") from error
     except _UNDECODABLE as error:
@@ -112,23 +112,33 @@ class Store(Protocol):
 
 
 class Memory:
-    """Keeps the first pictures that are asked for, up to a number of bytes; 0 keeps none."""
+    """Keeps the first pictures that are asked for, up to a number of bytes, and the last one.
+
+    The windows of a field are asked for one after the other: without the last one, its image would
+    be decoded for each.
+    """
 
     def __init__(self, limit: int = 4 * GB) -> None:
         self.limit = limit
         self.bytes = 0
         self._kept: dict[tuple[Path, str], Picture] = {}
+        self._last: tuple[tuple[Path, str], Picture] | None = None
 
     def picture(self, path: Path, how: Preparation) -> Picture:
         """Return a file's picture; `DataError` where it is missing or unreadable."""
-        found = self._kept.get((path, how.key))
+        key = (path, how.key)
+        found = self._kept.get(key)
         if found is not None:
             return found
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
         picture = decode(path, how)
         needed = sum(t.nbytes for t in picture)
         if self.bytes + needed <= self.limit:
-            self._kept[path, how.key] = picture
+            self._kept[key] = picture
             self.bytes += needed
+        else:
+            self._last = key, picture
         return picture
 
 
@@ -310,6 +320,7 @@ _DECODER = (
     code_version(
         [
             Path(__file__),
+            _PACKAGE / "data" / "pixels.py",
             _PACKAGE / "data" / "preparation.py",
             _PACKAGE / "calibration" / "apply.py",
         ]

@@ -90,7 +90,9 @@ def gap_sentence(summary: GapSummary) -> str:
         pairs += f" of {summary.pairs}, the others having no oracle"
     ratio = summary.ratio_of_means
     if ratio is None:
-        return f"{summary.method}: no share of the gap can be given ({summary.reason})."
+        gain = summary.mean_gain
+        won = "" if gain is None else f"{gain:+.3f} beside {FAIR} on average over {pairs}; "
+        return f"{summary.method}: {won}no share of the gap can be given ({summary.reason})."
     if ratio >= 0:
         said = f"{summary.method} closes {100 * ratio:.0f} % of the gap to the oracle"
     else:

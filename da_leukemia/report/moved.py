@@ -75,13 +75,16 @@ def crop(change: Moved) -> bytes:
     """
     from PIL import Image, ImageDraw
 
+    from da_leukemia.data.pixels import rgb_of
+
     truth = [float(v) for v in change.sample.truths[change.truth]["box"]]
     side = 2.0 * max(truth[2] - truth[0], truth[3] - truth[1], 8.0)
     left = (truth[0] + truth[2] - side) / 2
     top = (truth[1] + truth[3] - side) / 2
     with Image.open(change.sample.image) as file:
         region = (round(left), round(top), round(left + side), round(top + side))
-        picture = file.convert("RGB").crop(region).resize((SIDE, SIDE))
+        pixels = Image.fromarray(rgb_of(file, change.sample.image))
+        picture = pixels.crop(region).resize((SIDE, SIDE))
     pen, scale = ImageDraw.Draw(picture), SIDE / side
 
     def placed(box: Sequence[float]) -> list[float]:

@@ -96,21 +96,25 @@ def read_samples(path: Path, single_cells: bool = False) -> list[Sample]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        samples = [
-            Sample(
-                str(entry.get("name") or Path(entry["image"]).name),
-                Path(entry["image"]),
-                entry["truths"],
-                list(_findings(entry, single_cells)),
-            )
-            for entry in content
-        ]
+        samples = [sample_of(entry, single_cells) for entry in content]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
     return [s for s in samples if s.image.is_file()]
 
 
-def _findings(entry: Mapping[str, Any], single_cells: bool) -> Iterator[Finding]:
+def sample_of(
+    entry: Mapping[str, Any], single_cells: bool = False, most: int | None = MOST
+) -> Sample:
+    """Return what `tasks.samples.spell_field` spelt out as a sample of at most so many cells."""
+    return Sample(
+        str(entry.get("name") or Path(entry["image"]).name),
+        Path(entry["image"]),
+        entry["truths"],
+        list(_findings(entry, single_cells, most)),
+    )
+
+
+def _findings(entry: Mapping[str, Any], single_cells: bool, most: int | None) -> Iterator[Finding]:
     free = list(entry["truths"])
     shown = sorted(entry["detections"], key=lambda d: -float(d["score"]))
     least = counted_from(single_cells)
@@ -122,7 +126,7 @@ def _findings(entry: Mapping[str, Any], single_cells: bool) -> Iterator[Finding]
             cell.append(found)
         else:
             cells.append([found])
-    for number, (found, *others) in enumerate(cells[:MOST], start=1):
+    for number, (found, *others) in enumerate(cells[:most], start=1):
         best = max(free, key=lambda t: overlap(t["box"], found["box"]), default=None)
         if best is not None and overlap(best["box"], found["box"]) >= 0.5:
             free.remove(best)
@@ -216,8 +220,10 @@ def draw(sample: Sample, legend: bool = False) -> bytes:
     """
     from PIL import Image, ImageDraw
 
+    from da_leukemia.data.pixels import rgb_of
+
     with Image.open(sample.image) as file:
-        picture = file.convert("RGB")
+        picture = Image.fromarray(rgb_of(file, sample.image))
     scale = WIDTH / picture.width
     picture = picture.resize((WIDTH, max(1, round(picture.height * scale))))
     pen = ImageDraw.Draw(picture)
@@ -252,8 +258,10 @@ def portrait(sample: Sample) -> bytes:
     """
     from PIL import Image
 
+    from da_leukemia.data.pixels import rgb_of
+
     with Image.open(sample.image) as file:
-        picture = file.convert("RGB")
+        picture = Image.fromarray(rgb_of(file, sample.image))
     picture.thumbnail((CELL_WIDTH, CELL_WIDTH))
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=85, optimize=True)

@@ -84,7 +84,7 @@ def build_matrix(
 
 
 def _unscored(by_run: Mapping[Run, Result]) -> Iterator[Unscored]:
-    """Yield the runs for targets without labels, and the runs that nothing was adapted in."""
+    """Yield the runs that looked at devices without labels: adapted to them or not."""
 
     def unlabelled(result: Result, device: str) -> bool:
         domains = (result.content.get("config") or {}).get("data", {}).get("domains", {})
@@ -96,7 +96,8 @@ def _unscored(by_run: Mapping[Run, Result]) -> Iterator[Unscored]:
     for run, result in by_run.items():
         if (result.content.get("config") or {}).get("detector", {}).get("kind") == "classifier":
             single.add(run.method)
-        for device in sorted(blind) if not run.target else {run.target} & blind:
+        judged = {d for d in result.content.get("label_free") or {} if unlabelled(result, d)}
+        for device in sorted(blind | judged) if not run.target else {run.target} & blind:
             scores = (result.content.get("label_free") or {}).get(device) or {}
             seeds[run.method, run.source, run.target, device].append(scores)
     for key, each in seeds.items():

@@ -90,9 +90,17 @@ def predict_domain(
     """Detect on every field of a part of a device."""
     data = fields.part(domain, part)
     if not len(data):
-        raise DataError(f"{domain}: no field to test on; see data.split")
+        raise DataError(no_test_field(domain))
     with prepared_for(task, fields, domain):
         return task.predict_fields(data.searches(fields.job.trainer.batch_size), data)
+
+
+def no_test_field(domain: str) -> str:
+    """Say that the split leaves nothing of a device to test on."""
+    return (
+        f"{domain}: no field to test on; see data.split. To look at all photographs of a folder: "
+        "`da-leukemia predict`"
+    )
 
 
 def predict_unlabelled(task: DetectionTask, fields: Fields, domain: str) -> list[FieldRecord]:

@@ -32,7 +32,13 @@ from da_leukemia.sweep.card import write_card
 from da_leukemia.sweep.facts import TRAINED_ON, Facts, read_facts
 from da_leukemia.sweep.ledger import RESULT_VERSION, write_json
 from da_leukemia.sweep.plan import adapts_after_training, starts_trained, trains
-from da_leukemia.sweep.prediction import Fields, evaluate_domain, predict_domain, predict_unlabelled
+from da_leukemia.sweep.prediction import (
+    Fields,
+    evaluate_domain,
+    no_test_field,
+    predict_domain,
+    predict_unlabelled,
+)
 from da_leukemia.sweep.provenance import code_version, device_name, peak_memory, versions
 from da_leukemia.sweep.starts import (
     keep_as_it_is,
@@ -277,6 +283,9 @@ def examine_job(folder: Path, domains: Sequence[str] = ()) -> dict[str, Tested]:
     store = open_store(job.data, [facts.indexes[d] for d in wanted], prepared)
     fields = Fields(job, facts, prepared, store, origin)
     tested = {}
+    for domain in wanted:  # all of them, before any is looked at
+        if not len(fields.part(domain, "test")):
+            raise UserError(no_test_field(domain))
     for domain in wanted:
         records = predict_domain(task, fields, domain)
         metrics = evaluate_domain(records, fields, domain)

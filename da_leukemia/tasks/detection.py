@@ -31,6 +31,7 @@ from da_leukemia.tasks.divergence import DivergedError, FirstBad
 from da_leukemia.tasks.joining import Join
 from da_leukemia.tasks.metrics import FieldMetric
 from da_leukemia.tasks.optimisation import adamw_with_cosine
+from da_leukemia.tasks.testing import answers, detect, network_input
 
 # Purposes of random numbers (see `generator_for`): the source's do not shift when a target joins,
 # so that a run with every adaptation weight at zero is its source-only twin to the last bit.
@@ -378,19 +379,6 @@ class DetectionTask(L.LightningModule):
 
     # --- testing -----------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _collect(self, batch: UnlabelledBatch, data: FieldDataset, join: Join) -> None:
-        """Detect in windows of ``data``, and read the attributes at the true boxes beside it."""
-        numbers = batch.index.tolist()
-        images = batch.images.float().div(255).contiguous(memory_format=torch.channels_last)
-        outputs = self.tested(images)
-        logits = self.tested.attributes_at(outputs, data.true_boxes(numbers).to(images.device))
-        asked = None
-        if logits.shape[-1]:
-            assert self.tested.attributes is not None
-            asked = self.tested.attributes.probabilities(logits)
-        join.add(self.tested.decode(outputs), numbers, asked)
-
     @property
     def finishes(self) -> bool:
         """Whether a component changes the network after training (see `finished`)."""
@@ -406,8 +394,7 @@ class DetectionTask(L.LightningModule):
 
         def images() -> Iterator[Tensor]:
             for batch in batches():
-                given = batch.to(self.device).images.float().div(255)
-                yield given.contiguous(memory_format=torch.channels_last)
+                yield network_input(batch.to(self.device))
 
         before = {k: v.clone() for k, v in self.tested.eval().state_dict().items()}
         try:
@@ -420,16 +407,13 @@ class DetectionTask(L.LightningModule):
     def predict_fields(
         self, batches: Iterable[UnlabelledBatch], data: FieldDataset
     ) -> list[FieldRecord]:
-        """Detect on a data set and return a record of each field, in pixels of the stored images.
+        """Return what the tested weights find on a data set (see `answers`).
 
         Args:
             batches: windows of the data set, in its order (see `FieldDataset.searched`).
             data: the data set.
         """
-        join = Join(data, self.detector.max_detections)
-        for batch in batches:
-            self._collect(batch.to(self.device), data, join)
-        return join.finish()
+        return answers(self.tested, batches, data, self.device)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
@@ -442,7 +426,7 @@ class DetectionTask(L.LightningModule):
         del batch_idx
         assert self._join is not None
         assert self.validation is not None
-        self._collect(batch, self.validation, self._join)
+        detect(self.tested, batch, self.validation, self._join)
 
     def on_validation_epoch_end(self) -> None:
         """Score them."""

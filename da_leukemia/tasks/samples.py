@@ -37,9 +37,11 @@ def sample_fields(
     """
     threshold = counted_from(single_cells)
     if single_cells:
-        return [_spell(r, fields[r.key], space, threshold, 1) for r in _by_turns(records)[:CELLS]]
+        return [
+            spell_field(r, fields[r.key], space, threshold, 1) for r in _by_turns(records)[:CELLS]
+        ]
     order = sorted(records, key=lambda r: (-min(len(r.true_labels), 8), r.key))
-    return [_spell(r, fields[r.key], space, threshold) for r in order[:FIELDS]]
+    return [spell_field(r, fields[r.key], space, threshold) for r in order[:FIELDS]]
 
 
 def _by_turns(records: Sequence[FieldRecord]) -> list[FieldRecord]:
@@ -57,13 +59,22 @@ def _type(label: int, space: LabelSpace) -> str:
     return space.classes[label] if label >= 0 else "unknown"
 
 
-def _spell(
+def spell_field(
     record: FieldRecord,
     field: FieldOfView,
     space: LabelSpace,
     threshold: float,
     most: int | None = None,
 ) -> dict[str, Any]:
+    """Spell out truths and answers of a field, for JSON.
+
+    Args:
+        record: of the field.
+        field: the field.
+        space: label space of the record.
+        threshold: detections below this score are left out.
+        most: detections, the best ones; None for all.
+    """
     truths = [
         {
             "box": [round(float(v), 1) for v in box],

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from da_leukemia.data import pixels
 from da_leukemia.data.cache import code_version, file_name, file_state, store
 from da_leukemia.data.fields import FieldIndex
 from da_leukemia.machine import cpus
@@ -27,7 +28,7 @@ SIDE = 16
 Progress = Callable[[int, int], None]
 
 _LOG = logging.getLogger(__name__)
-_CODE = code_version([Path(__file__)])
+_CODE = code_version([Path(__file__), Path(pixels.__file__)])
 _SPOKEN = 5000
 """Pictures from which the work is long enough to be told of."""
 
@@ -60,7 +61,8 @@ def print_of(path: Path) -> tuple[bytes, NDArray[np.uint8] | None]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             # Of the whole picture: decoding a JPEG at a fraction of its size moves the grid.
-            small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+            whole = Image.fromarray(pixels.rgb_of(image, path))
+            small = whole.resize((SIDE, SIDE), Image.Resampling.BOX)
             return digest, np.asarray(small).reshape(-1)
     except Exception:  # Pillow's plugins raise far more than OSError on damaged files
         return digest, None

@@ -90,7 +90,10 @@ def _inside(
 ) -> tuple[float, float, float, float] | None:
     x1, y1, x2, y2 = item.box
     shown = f"{item.where}: box {x1:g}, {y1:g}, {x2:g}, {y2:g}"
-    if x2 <= x1 or y2 <= y1:
+    if x2 < x1 or y2 < y1:
+        log.add("box_inverted", shown)
+        return None
+    if x2 == x1 or y2 == y1:
         log.add("empty_box", shown)
         return None
     beyond = max(-x1 / width, -y1 / height, x2 / width - 1, y2 / height - 1)

@@ -6,6 +6,8 @@ annotation (key to value name or code), ``patient`` or ``slide`` of an image.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,38 +71,39 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         note_unreadable(e, log)
         raw = [replace(f, unread=True) for f in bare_fields(on_disk.values(), folder, log)]
         return assemble(source, space, folder, raw, log, classes=())
+    found = _found(content, folder, on_disk, log)
+    if _are_corners(found):
+        problem = (
+            f"{label_file}: bbox: every box reads as corners x1, y1, x2, y2; COCO has x, y, width, "
+            "height: subtract x1 and y1 from the last two, or export it again"
+        )
+        note_unreadable(DataError(problem), log)
+        raw = [replace(f, unread=True) for f in bare_fields(on_disk.values(), folder, log)]
+        return assemble(source, space, folder, raw, log, classes=())
     reader = _Translation(content, ClassNames(space, log, source.declared_classes(space)))
     pattern = source.patient_regex()
     fields = Fields(source.domain, space, log)
-    for image in content.images:
-        path = _find(image, folder, on_disk)
-        if path is None:
-            log.add("missing_image", f"{label_file.name}: {image.file_name}")
-            continue
-        size = (image.width, image.height)
-        if size[0] is None or size[1] is None:
-            size = header_size(path) or (None, None)
-        if size[0] is None or size[1] is None:
-            log.add("unreadable_image", f"{image.file_name}: no size in the label file either")
-            continue
+    for image, path, size in found:
         patient = _patient(image)
         if not patient and pattern is not None and (match := pattern.search(path.name)):
             patient = match["patient"] or ""
         if not patient:
             log.add("no_patient", image.file_name)
-        name = str(Path(image.file_name).with_suffix("")).removeprefix("images/")
+        inside = path.is_relative_to(folder)
+        shown = path.relative_to(folder).as_posix() if inside else image.file_name
+        name = str(Path(shown).with_suffix("")).removeprefix("images/")
         split = image.record.get("split")
         item = RawField(
             path,
             image.file_name,
-            (size[0], size[1]),
+            size,
             name=name,
             patient=patient,
             split=split if split in ("train", "test") else "",
         )
         rows = [r for b in image.boxes if (r := reader.box(b)) is not None]
         fields.add(item, rows, reader.labelled_classes)
-    _unlisted(content, folder, on_disk, log)
+    _unlisted({path for _, path, _ in found}, folder, on_disk, log)
     return fields.index(label_file)
 
 
@@ -225,6 +228,64 @@ def _images_below(folder: Path) -> dict[str, Path]:
     }
 
 
+_Found = tuple[CocoImage, Path, tuple[int, int]]
+"""A listed image, its file, and its width and height."""
+
+
+def _found(
+    content: CocoFile, folder: Path, on_disk: dict[str, Path], log: FindingLog
+) -> list[_Found]:
+    """Return the listed images that are there; report the others."""
+    listed = Counter(_base(i.file_name) for i in content.images)
+    there: dict[str, list[Path]] = defaultdict(list)
+    for file in on_disk.values():
+        there[file.name.lower()].append(file)
+    found: list[_Found] = []
+    for image in content.images:
+        path = _find(image, folder, on_disk)
+        base = _base(image.file_name)
+        if path is None and len(there[base]) == listed[base] == 1:
+            path = there[base][0]  # the rest is of the machine that wrote the file
+            shown = path.relative_to(folder).as_posix()
+            log.add("image_renamed", f"{image.file_name}: found as {shown}")
+        if path is None:
+            log.add("missing_image", f"{content.path.name}: {image.file_name}")
+            continue
+        size = (image.width, image.height)
+        if size[0] is None or size[1] is None:
+            size = header_size(path) or (None, None)
+        if size[0] is None or size[1] is None:
+            log.add("unreadable_image", f"{image.file_name}: no size in the label file either")
+            continue
+        found.append((image, path, (size[0], size[1])))
+    return found
+
+
+def _base(file_name: str) -> str:
+    return file_name.rsplit("/", 1)[-1].lower()
+
+
+_LOST = 0.25
+"""Share of a box outside its image from which it is no cell that the edge cuts."""
+
+
+def _are_corners(found: Sequence[_Found]) -> bool:
+    """Tell whether boxes hold ``x1, y1, x2, y2`` where COCO has ``x, y, width, height``.
+
+    Read as COCO says such boxes reach from their corner over twice of it: each is wider than its
+    left edge is far from the image's, each is as far down, and some stick far out.
+    """
+    out = False
+    for image, _, (width, height) in found:
+        for x1, y1, right, bottom in (b.box for b in image.boxes):
+            wide, high = right - x1, bottom - y1
+            if not (x1 < wide <= width and y1 < high <= height):
+                return False
+            inside = max(0.0, min(right, width) - x1) * max(0.0, min(bottom, height) - y1)
+            out |= inside < (1 - _LOST) * wide * high
+    return out
+
+
 def _find(image: CocoImage, folder: Path, on_disk: dict[str, Path]) -> Path | None:
     name = image.file_name.lower()
     for candidate in (name, f"images/{name}"):
@@ -245,9 +306,7 @@ def _patient(image: CocoImage) -> str:
     return ""
 
 
-def _unlisted(content: CocoFile, folder: Path, on_disk: dict[str, Path], log: FindingLog) -> None:
-    listed = {i.file_name.lower() for i in content.images}
-    listed |= {f"images/{n}" for n in listed}
-    for name, path in on_disk.items():
-        if name not in listed:
+def _unlisted(found: set[Path], folder: Path, on_disk: dict[str, Path], log: FindingLog) -> None:
+    for path in on_disk.values():
+        if path not in found:
             log.add("image_not_in_labels", path.relative_to(folder).as_posix())

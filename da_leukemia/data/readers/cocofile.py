@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,8 @@ def load_coco(path: Path, log: FindingLog, *, by_base_name: bool = False) -> Coc
             fault = record if isinstance(record, dict) else "not an object"
             log.add("unreadable_record", f"{where}: {fault}")
             continue
-        image_id = identity(record.get("image_id"))
-        if image_id not in by_id:
+        image_id = spelt(by_id, identity(record.get("image_id")))
+        if image_id is None or image_id not in by_id:
             log.add(
                 "annotation_without_image", f"{where}: image_id {str(record.get('image_id'))[:40]}"
             )
@@ -100,16 +101,27 @@ def load_coco(path: Path, log: FindingLog, *, by_base_name: bool = False) -> Coc
             shown = str(record.get("bbox"))[:60]
             log.add("unreadable_record", f"{where}: bbox {shown} is not four pixel numbers")
             continue
-        image.boxes.append(CocoBox(box, identity(record.get("category_id")), record, where))
+        category = spelt(names, identity(record.get("category_id")))
+        image.boxes.append(CocoBox(box, category, record, where))
     unique = {id(i): i for i in by_id.values() if i is not None}
     return CocoFile(path, names, list(unique.values()), nameless)
 
 
+def spelt(known: Mapping[int | str, object], given: int | str | None) -> int | str | None:
+    """Return an id as the other list spells it: ``7`` where it is known as ``"7"`` alone."""
+    if given is None or given in known:
+        return given
+    other: int | str = str(given) if isinstance(given, int) else given
+    if isinstance(given, str) and given.isascii() and given.isdigit():
+        other = int(given)
+    return other if other in known else given
+
+
 def _images(
     entries: list[Any], path: Path, log: FindingLog, *, by_base_name: bool
-) -> dict[int | str | None, CocoImage | None]:
+) -> dict[int | str, CocoImage | None]:
     """Return images by id; None marks an id that stands for two files."""
-    by_id: dict[int | str | None, CocoImage | None] = {}
+    by_id: dict[int | str, CocoImage | None] = {}
     by_name: dict[str, CocoImage] = {}
     for position, record in enumerate(entries):
         where = f"{path.name}: image {_shown_id(record, position)}"

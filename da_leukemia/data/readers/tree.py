@@ -9,7 +9,7 @@ from pathlib import Path
 from da_leukemia.data.readers.boxes import IMAGE_SUFFIXES
 from da_leukemia.data.readers.findings import FindingLog
 from da_leukemia.data.readers.source import DomainSource
-from da_leukemia.errors import DataError
+from da_leukemia.errors import DataError, no_such_folder
 
 PARTS = ("train", "val", "valid", "validation", "test")
 _VALIDATION = PARTS[1:4]
@@ -85,7 +85,7 @@ def domain_folder(source: DomainSource) -> Path:
 def no_folder(source: DomainSource) -> str:
     """Say that a domain's folder is not there."""
     return (
-        f"{source.root}: no such folder; correct data.domains.{source.domain}.root (it is relative "
+        f"{no_such_folder(source.root)}; correct data.domains.{source.domain}.root (it is relative "
         "to data.root, and the name of the device where it is not set)"
     )
 
