@@ -7,7 +7,7 @@ import copy
 import adaptation_kit as kit
 import torch
 
-from benchmarks import adaptation_step
+from benchmarks import adaptation_step, freed_memory
 from da_leukemia.labels import WBC
 
 
@@ -22,3 +22,10 @@ def test_presets_that_the_detector_refuses_are_left_out_of_the_table(capsys, mon
     said = capsys.readouterr().out
     assert "left out: methods: 'adabn_balanced' cannot run on detector.kind=one_stage" in said
     assert torch.get_num_threads() == 1
+
+
+def test_memory_that_is_kept_is_asked_for_once(capsys):
+    sizes = ["--size", "128", "--batch", "4", "--repeats", "2", "--warmup", "1"]
+    assert freed_memory.main(sizes)["ratio"] > 0
+    faults = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert faults[1] <= faults[0]
