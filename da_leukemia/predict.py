@@ -14,16 +14,15 @@ from pathlib import Path
 import torch
 
 from da_leukemia import config
-from da_leukemia.adaptation.settings import AFTER_TRAINING
 from da_leukemia.calibration.automatic import calibrate_images
 from da_leukemia.calibration.fields import find_images
 from da_leukemia.calibration.record import Calibration
 from da_leukemia.config.files import read_as
-from da_leukemia.config.origin import Origin, read_origin
+from da_leukemia.config.origin import AT_TEST, Origin, read_origin
 from da_leukemia.data.batches import UnlabelledBatch
 from da_leukemia.data.dataset import FieldDataset
 from da_leukemia.data.fields import FieldOfView
-from da_leukemia.data.images import Memory
+from da_leukemia.data.images import Memory, read_image
 from da_leukemia.data.integrity import whole
 from da_leukemia.data.preparation import Preparation, preparations
 from da_leukemia.data.readers.assemble import assemble, bare_fields
@@ -85,6 +84,7 @@ def predict(
     """
     path = _weights(checkpoint)
     origin = read_origin(path, "CHECKPOINT")
+    _refuse_unfinished(path)
     space = get_label_space(origin.label_space)
     device, fields, left_out = _read(photographs, space)
     how, doubts = _prepared(origin, device, fields, calibration)
@@ -116,16 +116,18 @@ def _weights(given: Path) -> Path:
             f"{given}: {what}; expected a finished job's folder (runs/NAME/jobs/HASH) or the "
             "last.ckpt in it"
         )
-    job = path.parent.parent / "config.yaml"
-    if path.parent.name == "checkpoints" and job.is_file():
-        kinds = {c["name"] for c in config.active_components(config.load_job(job).method)}
-        if kinds & AFTER_TRAINING:
-            raise UserError(
-                f"{given}: {', '.join(sorted(kinds & AFTER_TRAINING))} changes the detector at "
-                "every test, with the training images of the job's device, and the checkpoint is "
-                f"the detector before that; use `da-leukemia evaluate {path.parent.parent}`"
-            )
     return path
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Refuse the detector of a job that changes it at every test: the file holds it before that."""
+    changed = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(AT_TEST)
+    if changed:
+        raise UserError(
+            f"{path}: {', '.join(changed)} changes the detector at every test, with the training "
+            "images of the job's device, and the checkpoint is the detector before that; test it "
+            "with `da-leukemia evaluate JOB_FOLDER`"
+        )
 
 
 def _read(photographs: Path, space: LabelSpace) -> tuple[str, list[FieldOfView], list[str]]:
@@ -140,12 +142,27 @@ def _read(photographs: Path, space: LabelSpace) -> tuple[str, list[FieldOfView],
     for item in raw:
         item.name = item.shown.removesuffix(item.image.suffix)
     index = assemble(DomainSource(device, folder), space, folder, raw, log, labelled=False)
-    fields = [field for field, _ in whole(index.fields, log)]
-    bad = [f for f in log.findings() if f.kind == "unreadable_image"]
-    told = [f"left out, cannot be read ({f.count}): {', '.join(f.examples)}" for f in bad]
+    fields = [field for field, _ in whole(index.fields, log) if _decodes(field, log)]
+    told = []
+    for finding in log.findings():
+        if finding.kind == "unreadable_image":
+            names = ", ".join(finding.examples)
+            told.append(f"left out, cannot be read ({finding.count}): {names}")
+        elif finding.kind == "nearly_black":
+            told.append(f"{finding.message} ({', '.join(finding.examples)})")
     if not fields:
         raise DataError(f"{photographs}: no photograph that can be read; {'; '.join(told)}")
     return device, fields, told
+
+
+def _decodes(field: FieldOfView, log: FindingLog) -> bool:
+    """Tell whether a photograph is sound to its end: one that is not must not end a long run."""
+    try:
+        read_image(field.image)
+    except DataError as error:
+        log.add("unreadable_image", str(error))
+        return False
+    return True
 
 
 def _prepared(
@@ -158,10 +175,16 @@ def _prepared(
     if not use.used or origin.device is None:
         doubts = ["the detector uses no calibration: the one given is not used"] if given else []
         return Preparation(origin.image_size), doubts
+    if given is None and origin.detector.get("kind") == "classifier":
+        raise UserError(
+            "the classifier was trained with calibrated cells, and nothing can be measured on "
+            "single cells: give the calibration of the photographs that they were cut out of, "
+            "--calibration FILE"
+        )
     measured = given or calibrate_images([f.image for f in fields], most=use.images)
     devices = {device: measured, _SOURCE: Calibration.from_dict(origin.device)}
     how = preparations(data, devices, _SOURCE)[device]
-    doubts = []
+    doubts = [] if given else list(measured.notes)
     if use.scale and devices[_SOURCE].px_per_um_x.known and not how.scaled:
         doubts.append(
             "the scale of these photographs could not be measured, so each is fitted whole into "

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from da_leukemia.calibration.fields import find_images, read_fields
 from da_leukemia.data.check import check, laplacian_variance, render
 from da_leukemia.data.readers import READERS
 from da_leukemia.data.readers.findings import KINDS, FindingLog
@@ -38,7 +39,7 @@ def errors(report):
     return {f.kind for f in report.all_findings if f.severity == "error"}
 
 
-@pytest.mark.parametrize(("level", "seen"), [(200, 200), (200 * 256 + 77, 200), (3200, 200)])
+@pytest.mark.parametrize(("level", "seen"), [(200, 200), (200 * 256 + 77, 200)])
 def test_the_mean_colour_is_what_a_detector_sees(tmp_path, level, seen):
     root = put_coco(tmp_path / "scope")
     for number, path in enumerate(sorted((root / "images").iterdir())):
@@ -49,18 +50,21 @@ def test_the_mean_colour_is_what_a_detector_sees(tmp_path, level, seen):
     assert domain.mean_colour == (seen,) * 3
 
 
-def test_deep_grey_is_told_and_nearly_black_images_are_a_warning(tmp_path):
+@pytest.mark.parametrize("deep", [True, False])
+def test_nearly_black_images_are_an_error(tmp_path, deep):
     root = put_coco(tmp_path / "scope")
-    for n, path in enumerate((root / "images").iterdir()):
-        Image.fromarray(np.full((48, 64), 4000 + n, np.uint16)).save(path)
-    (told,) = check(root).domains[0].findings
-    assert (told.kind, told.count) == ("deep_grey", 3)
-    assert "read as of 12 bits" in told.examples[0]
-    for n, path in enumerate((root / "images").iterdir()):
-        Image.new("RGB", (64, 48), (13 + n, 15, 12)).save(path)
-    (told,) = check(root).domains[0].findings
-    assert (told.kind, told.count) == ("nearly_black", 3)
-    assert "no value above 15 of 255" in told.examples[0]
+    for n, path in enumerate(sorted((root / "images").iterdir())):
+        dark = Image.fromarray(np.full((48, 64), 4000 + n, np.uint16))
+        dark = dark if deep else Image.new("RGB", (64, 48), (13 + n, 15, 12))
+        dark.save(path)
+    report = check(root)
+    (told,) = report.domains[0].findings
+    assert (told.kind, told.count, report.exit_code) == ("nearly_black", 3, 1)
+    assert "1.png: no value above 15 of 255" in told.examples[0]
+    with pytest.raises(DataError, match="the images are nearly black"):
+        read_fields(find_images(root))
+    Image.new("RGB", (64, 48), "white").save(path)  # one dark field says nothing of a camera
+    assert check(root).exit_code == 0
 
 
 def test_a_clean_folder_is_described_and_ready(tmp_path):
@@ -195,7 +199,7 @@ def test_the_layout_of_leukemiaattri_is_recognised_and_its_leak_told(tmp_path):
         name = "4_12_1000_ALL.png" if domain[0] == "H" else "4_12_1_400_ALL.png"
         images = tmp_path / domain / "Images" / split
         images.mkdir(parents=True)
-        Image.new("RGB", (64, 64)).save(images / name)
+        Image.new("RGB", (64, 64), "white").save(images / name)
         labels = tmp_path / domain / "json_labels"
         labels.mkdir()
         entry = {"id": 1, "file_name": name, "width": 64, "height": 64}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,9 @@ def test_a_home_is_written_out_wherever_a_path_can_stand(tmp_path, monkeypatch):
     path = from_home("~/trial.yaml")
     assert path == tmp_path / "trial.yaml"
     assert load("~/trial.yaml", []).sources == ["scope"]
+    assert from_home("~backup/x") == Path("~backup/x")
+    more = written(tmp_path, "extends: ~/trial.yaml\nname: more\n", "more.yaml")
+    assert load_experiment(more).data.domains.keys() == {"scope", "phone"}
 
 
 def test_a_saved_experiment_comes_back_without_other_files(tmp_path):

@@ -15,7 +15,7 @@ from da_leukemia.evaluation import MatchTable, hierarchical_interval
 from da_leukemia.evaluation.paired import holm
 from da_leukemia.report.contents import as_results
 from da_leukemia.report.gains import gains
-from da_leukemia.report.gap import Gap, GapSummary, gap_closed
+from da_leukemia.report.gap import gap_closed
 from da_leukemia.report.headlines import gap_sentence
 from da_leukemia.report.intervals import Bootstrap
 from da_leukemia.sweep.build import build_matrix
@@ -51,14 +51,16 @@ TWINS = [
 
 
 def test_a_gain_is_told_where_no_share_of_the_gap_can_be():
-    gap = Gap("dann", "a", "b", 0.6, 0.4, None, None, None, "no oracle")
-    alone = GapSummary("dann", 1, 1, 1, None, None, 0.2, 1, 0, 0, gap, "no oracle")
-    said = gap_sentence(alone)
-    assert said == (
-        "dann: +0.200 beside fair_source_only on average over 1 pair; no share of the gap can be "
-        "given (no oracle)."
-    )
-    assert gap_sentence(replace(alone, mean_gain=None)).startswith("dann: no share of the gap")
+    results = [
+        content(FAIR, "a", "", {"a": 0.9, "b": 0.4, "c": 0.5}),
+        content("dann", "a", "b", {"b": 0.6}),
+        content("dann", "a", "c", {"c": 0.6}),
+    ]
+    (summary,) = gap_closed(build_matrix(results)).summaries
+    said = gap_sentence(summary)
+    assert said.startswith("dann: +0.150 beside fair_source_only on average over 2 pairs; no share")
+    alone = gap_sentence(replace(summary, mean_gain=None))
+    assert alone.startswith("dann: no share of the gap can be given (")
 
 
 def test_a_value_is_the_mean_over_seeds_and_nothing_else():

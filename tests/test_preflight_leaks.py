@@ -24,7 +24,7 @@ def put(root, device, released, shade):
     folder.mkdir(parents=True)
     images, annotations = [], []
     for number, (patient, part) in enumerate(released.items()):
-        pixels = np.full((48, 64, 3), (shade, number, 0), np.uint8)
+        pixels = np.full((48, 64, 3), (shade, number, 200), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         size = {"width": 64, "height": 48}
         entry = {"id": number, "file_name": f"{number}.png", "patient": patient, "split": part}

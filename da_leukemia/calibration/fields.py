@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from da_leukemia.data.pixels import is_deep, rgb_of
+from da_leukemia.data.pixels import DARK, rgb_of
 from da_leukemia.errors import ARCHIVES, DataError, no_such_folder
 
 Pixels = NDArray[np.uint8]
@@ -65,7 +65,9 @@ def find_images(folder: Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
         raise DataError(f"{folder}: no image in it ({', '.join(SUFFIXES)}){_instead(folder)}")
@@ -106,7 +108,7 @@ def spread(paths: Sequence[Path], most: int = MOST_FIELDS, seed: int = 0) -> lis
 def read_field(path: Path) -> Field:
     """Read one photograph.
 
-    Grey of more than 8 bits is read as in training, see `rgb_of`; alpha is dropped.
+    Read as in training, see `rgb_of`; alpha is dropped.
 
     Raises:
         DataError: missing, unreadable, far too large or too small; names the file.
@@ -122,8 +124,8 @@ def read_field(path: Path) -> Field:
                     raise DataError(f"{path}: {width} x {height} pixels show no field of view")
                 turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
                 image.draft("RGB", (LONG_SIDE, LONG_SIDE))
-                rgb = Image.fromarray(rgb_of(image, path))
-                grey = is_deep(image) or image.mode in ("L", "LA", "1")
+                rgb = Image.fromarray(rgb_of(image))
+                grey = image.mode in ("L", "LA", "1") or image.mode.startswith("I")
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -159,4 +161,9 @@ def read_fields(
             progress(done, len(paths))
     if not fields:
         raise DataError(problems)
+    if max(int(f.pixels.max()) for f in fields) < DARK:
+        raise DataError(
+            f"{fields[0].path.parent}: the images are nearly black. Files of 16 bits whose camera "
+            "has 10, 12 or 14 look so: write them with 8 bits, stretched alike for all images"
+        )
     return fields, problems

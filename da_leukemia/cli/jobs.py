@@ -243,6 +243,7 @@ _NAMED = 5
 
 def _predict(arguments: argparse.Namespace) -> int:
     _check_detections(arguments)
+    _check_pictures(arguments.pictures, arguments.photographs)
     from collections import Counter
 
     from da_leukemia.calibration.record import load as load_calibration
@@ -280,6 +281,20 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_pictures(folder: Path | None, photographs: Path) -> None:
+    """Refuse a folder whose files are photographs, or would be taken for some the next time."""
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--pictures: {folder}: is a file; expected a folder")
+    seen = (photographs.parent if photographs.is_file() else photographs).resolve()
+    if folder.resolve().is_relative_to(seen):
+        raise UserError(
+            f"--pictures: {folder}: lies in {seen}, whose photographs it could overwrite and whose "
+            "drawings would be looked at the next time; name a folder elsewhere"
+        )
+
+
 def _draw(found: Prediction, folder: Path, least: float) -> None:
     """Draw what was found on each photograph."""
     from da_leukemia.files import write_whole
@@ -290,7 +305,7 @@ def _draw(found: Prediction, folder: Path, least: float) -> None:
         entry = spell_field(record, field, found.space, least)
         path = folder / f"{field.name}.jpg"
         try:
-            sample = sample_of(entry, found.single_cells, None)
+            sample = sample_of(entry, found.single_cells, None, least)
             picture = draw(sample, legend=any(f.attributes for f in sample.findings))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, picture)

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 def from_home(text: str) -> Path:
     """Return a path, ``~/`` written out where a quote kept the shell from doing it."""
-    return Path(text).expanduser()
+    return Path.home() / text[2:] if text.startswith("~/") else Path(text)
 
 
 def takes_experiment(parser: Parser, command: Command, settings: str = OVERRIDE_HELP) -> None:

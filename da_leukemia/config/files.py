@@ -94,7 +94,7 @@ def _load_extended(path: Path, chain: tuple[Path, ...] = ()) -> DictConfig:
         raise ConfigError(f"{path}: extends: expected a file or a list of files, got {bases!r}")
     merged = OmegaConf.create({})
     for base in bases:
-        extended = _load_extended(path.parent / base, (*chain, path))
+        extended = _load_extended(path.parent / _from_home(base), (*chain, path))
         merged = typing.cast(DictConfig, OmegaConf.merge(merged, extended))
     return typing.cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(content)))
 
@@ -198,7 +198,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 def _from_home(value: Any) -> Any:
     """Write out ``~/`` at the beginning of every text, as a shell does where it is not quoted."""
     if isinstance(value, str) and value.startswith("~/"):
-        return str(Path(value).expanduser())
+        return str(Path.home() / value[2:])
     if isinstance(value, dict):
         return {key: _from_home(v) for key, v in value.items()}
     return [_from_home(v) for v in value] if isinstance(value, list) else value

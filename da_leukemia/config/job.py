@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-from da_leukemia.adaptation.settings import COMPONENTS, Method, is_off
+from da_leukemia.adaptation.settings import AFTER_TRAINING, COMPONENTS, Method, is_off
 from da_leukemia.config.schema import (
     Attributes,
     Augmentation,
@@ -40,6 +40,11 @@ def active_components(method: Method) -> list[dict[str, Any]]:
         if not is_off(full):
             active.append({"name": kind, **_plain(full)})
     return active
+
+
+def at_test(method: Method) -> list[str]:
+    """Return the components that change the finished detector at every test of its device."""
+    return sorted({c["name"] for c in active_components(method)} & AFTER_TRAINING)
 
 
 def needs_target(method: Method) -> bool:

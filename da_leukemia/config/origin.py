@@ -20,6 +20,9 @@ from da_leukemia.errors import ConfigError
 KEY = "da_leukemia"
 """Entry of a checkpoint."""
 
+AT_TEST = "da_leukemia_at_test"
+"""Entry of a checkpoint: components that change the detector at every test, if there are any."""
+
 FORMAT = 1
 
 NO_CHECKPOINT = (

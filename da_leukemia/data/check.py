@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,7 @@ from da_leukemia.data.cells.duplicates import keep_together
 from da_leukemia.data.cells.prints import prints_of
 from da_leukemia.data.fields import FieldIndex, FieldOfView, Finding, FloatArray
 from da_leukemia.data.integrity import Outside, whole
-from da_leukemia.data.pixels import camera_depth, is_deep, rgb_of
+from da_leukemia.data.pixels import rgb_of
 from da_leukemia.data.readers import (
     READERS,
     DomainSource,
@@ -46,9 +46,6 @@ SAMPLE = 50
 
 FEW = 20
 """Cells of known value from which it is worth saying that an attribute never varies."""
-
-DARK = 64
-"""Brightness of 255 that an image of a lit film passes somewhere."""
 
 DECODE = ("sample", "all")
 """Which images are decoded, for colour, sharpness and damage in the middle of a file."""
@@ -271,39 +268,23 @@ def _appearance(
         if isinstance(found, str):
             log.add("unreadable_image", f"{f.domain}/{f.image.name}: {found}")
             continue
-        colours.append(found.colour)
-        sharp += [found.sharpness] if found.sharpness is not None else []
-        if found.brightest < DARK:
-            at_most = f"no value above {found.brightest:.0f} of 255"
-            log.add("nearly_black", f"{f.domain}/{f.image.name}: {at_most}")
-        if found.bits:
-            log.add("deep_grey", f"{f.domain}/{f.image.name}: read as of {found.bits} bits")
+        colours.append(found[0])
+        sharp += [found[1]] if found[1] is not None else []
     colour = np.mean(colours, axis=0) if colours else np.zeros(0)
     rounded = tuple(round(float(v), 1) for v in colour)
     return rounded, _quartiles(np.array(sharp, dtype=np.float32)), len(colours)
 
 
-class _Look(NamedTuple):
-    """Of a decoded image; ``sharpness`` is None below 3 pixels, ``bits`` 0 but of deep grey."""
-
-    colour: FloatArray
-    sharpness: float | None
-    brightest: float
-    bits: int
-
-
-def _decode(path: Path) -> _Look | str:
-    """Return how an image looks, or why it is damaged."""
+def _decode(path: Path) -> tuple[FloatArray, float | None] | str:
+    """Return mean colour and sharpness (None of less than 3 pixels), or why it is damaged."""
     try:
         with Image.open(path) as image:
-            pixels = rgb_of(image, path).astype(np.float32)
-            bits = camera_depth(path.parent, path.suffix) if is_deep(image) else 0
+            pixels = rgb_of(image).astype(np.float32)
     except Exception as e:  # Pillow's plugins raise far more than OSError on damaged files
         return str(e)[:100] or type(e).__name__
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     colour: FloatArray = pixels.mean(axis=(0, 1), dtype=np.float64)
-    sharpness = laplacian_variance(grey) if min(grey.shape) >= 3 else None
-    return _Look(colour, sharpness, float(pixels.max()), bits)
+    return colour, laplacian_variance(grey) if min(grey.shape) >= 3 else None
 
 
 def laplacian_variance(grey: FloatArray) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from da_leukemia.calibration.automatic import calibrate_images
 from da_leukemia.calibration.record import Calibration, load
 from da_leukemia.config import Data
+from da_leukemia.data import pixels
 from da_leukemia.data.cache import (
     cache_folder,
     code_version,
@@ -28,7 +29,9 @@ from da_leukemia.labels import get_label_space
 
 Progress = Callable[[int, int], None]
 
-_ESTIMATOR = code_version((Path(__file__).resolve().parent.parent / "calibration").glob("*.py"))
+_ESTIMATOR = code_version(
+    [*(Path(__file__).resolve().parent.parent / "calibration").glob("*.py"), Path(pixels.__file__)]
+)
 
 
 def measure_devices(

@@ -56,7 +56,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            return rgb_of(image, path)
+            return rgb_of(image)
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image is missing; run `da-leukemia data check`") from error
     except _UNDECODABLE as error:

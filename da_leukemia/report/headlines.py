@@ -91,7 +91,8 @@ def gap_sentence(summary: GapSummary) -> str:
     ratio = summary.ratio_of_means
     if ratio is None:
         gain = summary.mean_gain
-        won = "" if gain is None else f"{gain:+.3f} beside {FAIR} on average over {pairs}; "
+        count = f"{summary.compared} {'pair' if summary.compared == 1 else 'pairs'}"
+        won = "" if gain is None else f"{gain:+.3f} beside {FAIR} on average over {count}; "
         return f"{summary.method}: {won}no share of the gap can be given ({summary.reason})."
     if ratio >= 0:
         said = f"{summary.method} closes {100 * ratio:.0f} % of the gap to the oracle"

@@ -83,7 +83,7 @@ def crop(change: Moved) -> bytes:
     top = (truth[1] + truth[3] - side) / 2
     with Image.open(change.sample.image) as file:
         region = (round(left), round(top), round(left + side), round(top + side))
-        pixels = Image.fromarray(rgb_of(file, change.sample.image))
+        pixels = Image.fromarray(rgb_of(file))
         picture = pixels.crop(region).resize((SIDE, SIDE))
     pen, scale = ImageDraw.Draw(picture), SIDE / side
 

@@ -103,21 +103,33 @@ def read_samples(path: Path, single_cells: bool = False) -> list[Sample]:
 
 
 def sample_of(
-    entry: Mapping[str, Any], single_cells: bool = False, most: int | None = MOST
+    entry: Mapping[str, Any],
+    single_cells: bool = False,
+    most: int | None = MOST,
+    least: float | None = None,
 ) -> Sample:
-    """Return what `tasks.samples.spell_field` spelt out as a sample of at most so many cells."""
+    """Return what `tasks.samples.spell_field` spelt out as a sample.
+
+    Args:
+        entry: of the field.
+        single_cells: see `read_samples`.
+        most: cells of the sample, None for all.
+        least: score from which a finding counts; by default as in the report.
+    """
     return Sample(
         str(entry.get("name") or Path(entry["image"]).name),
         Path(entry["image"]),
         entry["truths"],
-        list(_findings(entry, single_cells, most)),
+        list(_findings(entry, single_cells, most, least)),
     )
 
 
-def _findings(entry: Mapping[str, Any], single_cells: bool, most: int | None) -> Iterator[Finding]:
+def _findings(
+    entry: Mapping[str, Any], single_cells: bool, most: int | None, least: float | None
+) -> Iterator[Finding]:
     free = list(entry["truths"])
     shown = sorted(entry["detections"], key=lambda d: -float(d["score"]))
-    least = counted_from(single_cells)
+    least = counted_from(single_cells) if least is None else least
     shown = [d for d in shown if float(d["score"]) >= least][: 1 if single_cells else None]
     cells: list[list[Mapping[str, Any]]] = []
     for found in shown:
@@ -223,7 +235,7 @@ def draw(sample: Sample, legend: bool = False) -> bytes:
     from da_leukemia.data.pixels import rgb_of
 
     with Image.open(sample.image) as file:
-        picture = Image.fromarray(rgb_of(file, sample.image))
+        picture = Image.fromarray(rgb_of(file))
     scale = WIDTH / picture.width
     picture = picture.resize((WIDTH, max(1, round(picture.height * scale))))
     pen = ImageDraw.Draw(picture)
@@ -261,7 +273,7 @@ def portrait(sample: Sample) -> bytes:
     from da_leukemia.data.pixels import rgb_of
 
     with Image.open(sample.image) as file:
-        picture = Image.fromarray(rgb_of(file, sample.image))
+        picture = Image.fromarray(rgb_of(file))
     picture.thumbnail((CELL_WIDTH, CELL_WIDTH))
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=85, optimize=True)

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from da_leukemia.adaptation.build import build_components
 from da_leukemia.config import Job, Trainer
-from da_leukemia.config.origin import KEY, Origin
+from da_leukemia.config.origin import AT_TEST, KEY, Origin
 from da_leukemia.data.cells.sampling import known_cells
 from da_leukemia.data.datamodules import AdaptationDataModule, DomainDataModule
 from da_leukemia.data.few import few_labelled
@@ -146,12 +146,17 @@ def train(
     return time.monotonic() - begun
 
 
-def slim(folder: Path, origin: Origin) -> None:
+def slim(folder: Path, origin: Origin, at_test: Sequence[str] = ()) -> None:
     """Leave out of a finished job's checkpoint what only further training needs.
 
     The moments of the optimiser are over a quarter of the file. All else stays, so that Lightning
     still loads it: a new test device, or a method that begins where this training ended, changes
     no weight. It says of itself what it is, so that it can be adapted where nothing else is.
+
+    Args:
+        folder: of the job.
+        origin: what it says.
+        at_test: components that change the detector at every test.
     """
     path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
@@ -162,6 +167,8 @@ def slim(folder: Path, origin: Origin) -> None:
     if not moments and content.get(KEY) == said:
         return
     content[KEY] = said
+    if at_test:
+        content[AT_TEST] = list(at_test)
     for optimiser in content["optimizer_states"]:
         optimiser["state"] = {}
     with written(path), replacing(path) as temporary:

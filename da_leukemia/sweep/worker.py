@@ -18,6 +18,7 @@ import torch
 from da_leukemia.calibration.record import Calibration
 from da_leukemia.config import Job, devices_of, load_job
 from da_leukemia.config.checkpoints import origin_of
+from da_leukemia.config.job import at_test
 from da_leukemia.config.origin import Origin, read_origin
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.data.images import open_store
@@ -151,7 +152,7 @@ def run_job(folder: Path) -> None:
         said = origin_for_others(result, fields)
         if origin is not None:
             result["origin"] = {"history": said.history, "licence": said.licence}
-        slim(folder, said)
+        slim(folder, said, at_test(job.method))
         if tracker is not None:
             from da_leukemia.tracking.wandb_run import finish_job
 

@@ -65,7 +65,7 @@ def write_detections(
             "label_space": space.name,
             "min_score": threshold,
             "devices": {
-                device: {"fields": listed, "slides": summarise(found[device][0], space, threshold)}
+                device: {"fields": listed, "slides": _slides(*found[device], space, threshold)}
                 for device, listed in fields.items()
             },
         }
@@ -74,6 +74,18 @@ def write_detections(
         write_whole(path, text.encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _slides(
+    records: Sequence[FieldRecord],
+    fields: Sequence[FieldOfView],
+    space: LabelSpace,
+    threshold: float,
+) -> list[dict[str, Any]]:
+    """Sum up the slides; where nothing is labelled, nobody knows what is true."""
+    known = any(field.labelled_classes for field in fields)
+    slides = summarise(records, space, threshold)
+    return slides if known else [{**slide, "true": None} for slide in slides]
 
 
 def _field(

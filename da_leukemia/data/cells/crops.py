@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from da_leukemia.data import pixels
 from da_leukemia.data.cache import code_version, file_name, file_state
 from da_leukemia.data.fields import FieldIndex, FieldOfView
 from da_leukemia.errors import ConfigError
@@ -24,7 +25,7 @@ from da_leukemia.labels import UNKNOWN
 
 _THREADS = 4
 _MARK = "#"
-_CODE = code_version([Path(__file__)])
+_CODE = code_version([Path(__file__), Path(pixels.__file__)])
 
 
 def field_name(cell: FieldOfView) -> str:

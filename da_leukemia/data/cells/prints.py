@@ -61,7 +61,7 @@ def print_of(path: Path) -> tuple[bytes, NDArray[np.uint8] | None]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             # Of the whole picture: decoding a JPEG at a fraction of its size moves the grid.
-            whole = Image.fromarray(pixels.rgb_of(image, path))
+            whole = Image.fromarray(pixels.rgb_of(image))
             small = whole.resize((SIDE, SIDE), Image.Resampling.BOX)
             return digest, np.asarray(small).reshape(-1)
     except Exception:  # Pillow's plugins raise far more than OSError on damaged files

@@ -6,7 +6,8 @@ annotation (key to value name or code), ``patient`` or ``slide`` of an image.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -237,17 +238,15 @@ def _found(
 ) -> list[_Found]:
     """Return the listed images that are there; report the others."""
     listed = Counter(_base(i.file_name) for i in content.images)
-    there: dict[str, list[Path]] = defaultdict(list)
-    for file in on_disk.values():
-        there[file.name.lower()].append(file)
     found: list[_Found] = []
     for image in content.images:
         path = _find(image, folder, on_disk)
         base = _base(image.file_name)
-        if path is None and len(there[base]) == listed[base] == 1:
-            path = there[base][0]  # the rest is of the machine that wrote the file
-            shown = path.relative_to(folder).as_posix()
-            log.add("image_renamed", f"{image.file_name}: found as {shown}")
+        if path is None and listed[base] == 1 and _ELSEWHERE.match(image.file_name):
+            path = on_disk.get(base, on_disk.get(f"images/{base}"))
+            if path is not None:
+                shown = path.relative_to(folder).as_posix()
+                log.add("image_renamed", f"{image.file_name}: found as {shown}")
         if path is None:
             log.add("missing_image", f"{content.path.name}: {image.file_name}")
             continue
@@ -261,9 +260,16 @@ def _found(
     return found
 
 
+_ELSEWHERE = re.compile(r"/|[A-Za-z]:/")
+"""How a path of the machine begins on which a label file was written."""
+
+
 def _base(file_name: str) -> str:
     return file_name.rsplit("/", 1)[-1].lower()
 
+
+_ODD = 0.02
+"""Share of boxes that may be otherwise: mis-drawn ones."""
 
 _LOST = 0.25
 """Share of a box outside its image from which it is no cell that the edge cuts."""
@@ -272,18 +278,19 @@ _LOST = 0.25
 def _are_corners(found: Sequence[_Found]) -> bool:
     """Tell whether boxes hold ``x1, y1, x2, y2`` where COCO has ``x, y, width, height``.
 
-    Read as COCO says such boxes reach from their corner over twice of it: each is wider than its
-    left edge is far from the image's, each is as far down, and some stick far out.
+    Read as COCO says such a box reaches from its corner over twice of it: it is wider than its left
+    edge is far from the image's, and as far down. Of three boxes or more nearly all are so, and
+    some stick far out.
     """
-    out = False
+    alike = others = out = 0
     for image, _, (width, height) in found:
         for x1, y1, right, bottom in (b.box for b in image.boxes):
             wide, high = right - x1, bottom - y1
-            if not (x1 < wide <= width and y1 < high <= height):
-                return False
+            fits = x1 < wide <= 1.01 * width + 1 and y1 < high <= 1.01 * height + 1
+            alike, others = alike + fits, others + (not fits)
             inside = max(0.0, min(right, width) - x1) * max(0.0, min(bottom, height) - y1)
-            out |= inside < (1 - _LOST) * wide * high
-    return out
+            out += fits and inside < (1 - _LOST) * wide * high
+    return out > 0 and alike >= 3 and others <= _ODD * alike
 
 
 def _find(image: CocoImage, folder: Path, on_disk: dict[str, Path]) -> Path | None:

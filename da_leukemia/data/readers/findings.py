@@ -82,6 +82,11 @@ KINDS: dict[str, tuple[str, str]] = {
         "a box of negative width or height, or whose second corner lies before its first, is left "
         "out: a number is wrong, or the tool counts from another corner",
     ),
+    "nearly_black": (
+        "error",
+        "the images are nearly black. Files of 16 bits whose camera has 10, 12 or 14 look so: the "
+        "upper 8 bits are read. Write them with 8, stretched alike for all images of the device",
+    ),
     "size_mismatch": (
         "error",
         "the label file and the image disagree about the image size, so boxes are shifted; "
@@ -219,16 +224,6 @@ KINDS: dict[str, tuple[str, str]] = {
     "exif_orientation": (
         "warning",
         "the image asks to be shown rotated; boxes are read in the stored frame",
-    ),
-    "nearly_black": (
-        "warning",
-        "the image is nearly black. Colour files of 16 bits whose camera has 10, 12 or 14 look so: "
-        "write them with 8 bits, stretched alike for all images of the device",
-    ),
-    "deep_grey": (
-        "warning",
-        "grey of more than 8 bits is read by the upper 8 that its camera has, judged by the "
-        "brightest of its folder's images; if that is wrong, write the images with 8 bits",
     ),
     "duplicate_image": (
         "warning",
