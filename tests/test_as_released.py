@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_evaluation import SPACE, field, soft
+from evaluation_kit import SPACE, field, soft
 
 from da_leukemia.evaluation import attribute_metrics, evaluate
 from da_leukemia.evaluation.as_released import as_released, released_attributes, released_map

@@ -7,12 +7,12 @@ import json
 
 import numpy as np
 import pytest
+from cells_jobs_kit import domains, scores_of
 from cells_kit import five_types, picture, put
 from job_kit import detector_part, same_weights
 
 from da_leukemia.adaptation.settings import COMPONENTS, Method
 from da_leukemia.config import (
-    Attributes,
     Classifier,
     Data,
     Detector,
@@ -23,9 +23,7 @@ from da_leukemia.config import (
     Split,
     Trainer,
     complete,
-    load_experiment,
     save_job,
-    shipped,
 )
 from da_leukemia.config.files import load_method
 from da_leukemia.data import experiment as experiment_data
@@ -33,7 +31,6 @@ from da_leukemia.data.preflight import preflight
 from da_leukemia.data.splits import Split as Division
 from da_leukemia.errors import ConfigError
 from da_leukemia.evaluation.records import load_records
-from da_leukemia.labels import LINEAGE, MATEK19, MLL23
 from da_leukemia.report import write_report
 from da_leukemia.sweep import training, worker
 from da_leukemia.sweep.ledger import collect
@@ -87,10 +84,6 @@ def make(devices, tmp_path):
 
 def same(one, other):
     return same_weights(one, other, detector_part)
-
-
-def scores_of(folder):
-    return {d: t["metrics"] for d, t in worker.read_result(folder)["tests"].items()}
 
 
 def test_a_job_leaves_every_score_of_the_cells(make, run):
@@ -289,111 +282,6 @@ def test_plan_matrix_and_report_speak_of_cells(devices, tmp_path, make, run):
         assert parts.read_bytes() == whole.read_bytes()
 
 
-# --- what is refused or warned of ---------------------------------------------------------------
-
-
-def problems_of(**settings):
-    experiment = Experiment(**settings)
-    with pytest.raises(ConfigError) as raised:
-        complete(experiment)
-    return raised.value.problems
-
-
-def domains(**settings):
-    data = Data(label_space="wbc5", image_size=33)
-    data.domains = {"a": Domain(**settings), "b": Domain(**settings)}
-    return data
-
-
-def test_cells_and_fields_are_not_taken_for_each_other():
-    cells, fields = Detector(kind="classifier"), Detector()
-    (one,) = problems_of(data=domains(format="coco"), detector=cells)
-    assert one.startswith("data.domains.{a, b}: the classifier names single cells; set crop=0.15")
-    found = problems_of(data=domains(format="cells"), detector=fields)
-    assert "data.domains.{a, b}: shows single cells" in "\n".join(found)
-    mixed = Data(domains={"a": Domain(format="coco"), "b": Domain(format="cells")})
-    (one,) = problems_of(data=mixed, detector=cells)
-    assert one.startswith("data.domains.a: the classifier")
-    found = problems_of(data=domains(format="cells", crop=0.1), detector=cells)
-    assert "data.domains.a.crop: its images are single cells already" in found[0]
-    found = problems_of(data=domains(format="coco", crop=-0.1), detector=cells)
-    assert "expected a margin as a share of the box" in found[0]
-    found = problems_of(data=domains(format="coco", crop=15), detector=cells)
-    assert all("did you mean 0.15?" in p for p in found)
-
-
-def test_settings_that_a_classifier_does_not_have_are_refused():
-    for key, value in {"channels": 7, "attribute_gradient": 0.5, "nms_iou": 0.1}.items():
-        (found,) = problems_of(
-            data=domains(format="cells"), detector=Detector(kind="classifier", **{key: value})
-        )
-        assert f"detector.{key}: means nothing for kind classifier" in found
-
-
-def test_what_only_fields_or_detectors_have_is_refused():
-    cells = Detector(kind="classifier", attributes=Attributes(head="attridet"))
-    found = problems_of(data=domains(format="cells"), detector=cells)
-    assert any("detector.attributes.head: attridet reads maps" in p for p in found)
-    plain = Detector(kind="classifier")
-    (found,) = problems_of(data=domains(format="cells"), detector=plain, sparse=[1.0, 0.1])
-    assert found.startswith("sparse: leaves out cells by where they lie in a field")
-    found = problems_of(
-        data=domains(format="cells"),
-        detectors={"cells": plain, "boxes": Detector(strides=[3])},
-    )
-    assert "set detectors.boxes.kind=classifier" in found[0]
-    assert not any("detectors.cells" in p for p in found)
-
-
-def test_whole_fields_are_no_cells_even_without_labels():
-    cells = Detector(kind="classifier")
-    for given in ({"format": "coco", "labels": "none"}, {"format": "yolo", "labels": "none"}):
-        found = problems_of(data=domains(**given), detector=cells)
-        assert any("the classifier names single cells; set crop=0.15" in p for p in found)
-    data = domains(format="cells")
-    data.domains["phone"] = Domain(format="images", labels="none")  # may well be of single cells
-    complete(Experiment(data=data, detector=cells))
-
-
-@pytest.mark.parametrize("name", ["sparse_naive", "sparse_recommended", "sla_det_paper"])
-def test_methods_for_sparse_fields_are_refused(name):
-    method = load_method(name)
-    (found,) = problems_of(
-        data=domains(format="cells"),
-        detector=Detector(kind="classifier"),
-        methods=[name],
-        adaptations={name: method},
-    )[:1]
-    assert f"'{name}' cannot run on detector.kind=classifier: it is about the part" in found
-
-
-def test_of_the_calibration_single_cells_have_colour_alone():
-    cells = Detector(kind="classifier")
-    (found,) = problems_of(
-        data=domains(format="coco", crop=0.1), detector=cells, calibration=["none", "default"]
-    )
-    assert found.startswith("calibration: illumination, scale goes by place and size")
-    found = problems_of(data=domains(format="cells"), detector=cells, calibration=["colour"])
-    assert [p.split(":")[0] for p in found] == [
-        "data.domains.a.calibration",
-        "data.domains.b.calibration",
-    ]
-    for settings in ({"format": "coco", "crop": 0.1}, {"format": "cells", "calibration": "a.json"}):
-        made = Experiment(data=domains(**settings), detector=cells, calibration=["none", "colour"])
-        complete(made)
-
-
-def test_numbers_of_the_classifier_are_checked():
-    own = Classifier(smoothing=1.0, beta=1.5)
-    found = problems_of(
-        data=domains(format="cells"), detector=Detector(kind="classifier", classifier=own)
-    )
-    assert len(found) == 2
-    assert "detector.classifier.beta: expected a number from 0 to below 1, got 1.5" in found[0]
-    found = problems_of(data=domains(format="coco"), detector=Detector(classifier=own))
-    assert any("detector.classifier: means nothing for kind one_stage" in p for p in found)
-
-
 def test_a_class_that_is_tested_and_absent_from_training_is_warned_of(devices, tmp_path, caplog):
     four = tmp_path / "data" / "four"
     five_types(four, cells=6)
@@ -410,27 +298,6 @@ def test_a_class_that_is_tested_and_absent_from_training_is_warned_of(devices, t
     assert f"{said} wrong" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("conflicts", "said"),
-    [("soft", "all of them alike"), ("own", "the one of its own folder"), ("skip", "nothing")],
-)
-def test_cells_in_folders_of_different_types_are_said_once(tmp_path, caplog, conflicts, said):
-    for n, name in enumerate("ab"):
-        root = five_types(tmp_path / "data" / name, cells=6, seed=500 * n)
-        for k in range(2):
-            content = (root / "basophil" / f"ba_{k}.png").read_bytes()
-            (root / "monocyte" / f"border{k}.png").write_bytes(content)
-    data = domains(format="cells")
-    data.root, data.cache_dir, data.image_size = str(tmp_path / "data"), str(tmp_path / "c"), 32
-    detector = Detector(kind="classifier", classifier=Classifier(conflicts=conflicts))
-    experiment = Experiment(data=data, detector=detector)
-    complete(experiment)
-    preflight(experiment)
-    (line,) = (r.getMessage() for r in caplog.records if "different types" in r.getMessage())
-    assert line.startswith("4 cell pictures in folders of different types, such as a: basophil/ba_")
-    assert f"teaches {said} (detector.classifier.conflicts: {conflicts})" in line
-
-
 def test_settings_of_the_classifier_decide_its_job_and_no_detectors(make):
     base = make(Method())
     other = make(Method(), classifier={"smoothing": 0.1})
@@ -439,75 +306,3 @@ def test_settings_of_the_classifier_decide_its_job_and_no_detectors(make):
     assert base.hash == make(Method()).hash
     base.detector.attributes.loss = "asymmetric"
     assert base.hash != make(Method()).hash
-
-
-# --- the shipped experiments ---------------------------------------------------------------------
-
-
-def simulated(experiment_name, root):
-    """Write drawn cells in the folders that a shipped experiment asks for."""
-    if experiment_name == "mll23":
-        for k, name in enumerate(MLL23.classes):
-            for n in range(4):
-                put(root / "MLL23" / name / name / f"{n}.tif", picture(10 * k + n))
-        for k, (code, _) in enumerate(MATEK19.aliases):
-            for n in range(4):
-                path = root / "AML-Cytomorphology_LMU" / code.upper() / f"{code}_{n}.tiff"
-                put(path, picture(9000 + 10 * k + n))
-    else:
-        for n, part in enumerate(("Raabin/Train", "Raabin/TestA", "Raabin/TestB", "LISC", "BCCD")):
-            five_types(root / part, cells=6, seed=10_000 * n, light=1 - 0.1 * n)
-    return root
-
-
-@pytest.mark.parametrize("name", ["mll23", "wbc_domain_shift"])
-def test_shipped_experiments_run_on_simulated_cells(name, tmp_path):
-    root = simulated(name, tmp_path / "data")
-    small = ["detector.backbone=mobilenetv3_small_050", "detector.pretrained=false"]
-    small += ["detector.norm=batch", "data.image_size=32", "trainer=smoke", "trainer.workers=0"]
-    small += [] if name != "mll23" else ["data.split.test=0.5"]
-    small += ["seeds=[0]", f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}"]
-    small += ["trainer.accelerator=cpu", "data.image_cache=memory", f"runs_dir={tmp_path}"]
-    experiment = load_experiment(shipped("experiments") / f"{name}.yaml", small)
-    preflight(experiment)
-    job = make_plan(experiment)[0]
-    folder = tmp_path / name / "jobs" / job.hash
-    folder.mkdir(parents=True)
-    save_job(job, folder / "config.yaml")
-    worker.run_job(folder)
-    scores = scores_of(folder)
-    assert list(scores) == experiment.tests
-    assert all(s["balanced_accuracy"] is not None for s in scores.values())
-    if name == "mll23":
-        assert len(scores["MLL23"]["per_class"]) == 18
-        assert scores["matek"]["open_set_cells"] > 0
-    else:  # all that lie in test folders, and all of what is tested on alone
-        assert [s["fields"] for s in scores.values()] == [30, 30, 30, 30]
-        write_report(experiment, collect(experiment.folder, [job]), tmp_path / "report")
-        rows = list(csv.DictReader((tmp_path / "report" / "published.csv").open()))
-        lisc = next(r for r in rows if (r["test"], r["system"]) == ("lisc", "vit"))
-        assert float(lisc["value"]) == 69.77
-        ours = next(r for r in rows if (r["test"], r["system"]) == ("lisc", job.method_name))
-        assert float(ours["value"]) == pytest.approx(100 * scores["lisc"]["accuracy"], abs=0.01)
-
-
-def test_cells_are_cut_out_of_the_simulators_fields_and_named(smears, tmp_path):
-    overrides = [f"data.root={smears}", f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/c"]
-    path = tmp_path / "cells.yaml"
-    path.write_text(
-        "data: {label_space: lineage, image_size: 32, domains: {"
-        "H_100X_C2: {format: leukemiaattri, crop: 0.1},"
-        "L_100X_C2: {format: leukemiaattri, crop: 0.1}}}\n"
-        "detector: {kind: classifier, backbone: mobilenetv3_small_050}\n"
-        "sources: [H_100X_C2]\ntrainer: {accelerator: cpu}\n"
-    )
-    experiment = load_experiment(path, [*overrides, "trainer=smoke"])
-    (job,) = make_plan(experiment)
-    folder = tmp_path / "sweep" / "jobs" / job.hash
-    folder.mkdir(parents=True)
-    save_job(job, folder / "config.yaml")
-    worker.run_job(folder)
-    scores = scores_of(folder)["L_100X_C2"]
-    assert scores["boxes"] > 10
-    assert scores["attribute_f1_true_boxes"] is not None
-    assert set(scores["per_attribute"]) == {a.name for a in LINEAGE.attributes}

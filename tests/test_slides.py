@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_evaluation import SPACE as TWO
-from test_evaluation import A, B, C, D, field, soft
+from evaluation_kit import SPACE as TWO
+from evaluation_kit import A, B, C, D, field, soft
 
 from da_leukemia.data.fields import FieldOfView
 from da_leukemia.errors import UserError

@@ -9,7 +9,7 @@ import adaptation_kit as kit
 import numpy as np
 import pytest
 from job_kit import L_, H, relabel, rows, same_weights
-from test_worker import FAIR
+from worker_kit import FAIR
 
 from da_leukemia.adaptation.settings import Method
 from da_leukemia.config import (
