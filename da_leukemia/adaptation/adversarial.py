@@ -54,6 +54,8 @@ def accuracy(on_source: Tensor, on_target: Tensor, source: Tensor, target: Tenso
 class Adversarial(Component):
     """The discriminator learns to tell the devices apart, the detector to make that hard."""
 
+    teaches_head = False
+
     def __init__(self, settings: Settings, channels: int, levels: int) -> None:
         super().__init__()
         self.settings = settings
@@ -125,6 +127,8 @@ class Adversarial(Component):
 
 class InstanceAdversarial(Component):
     """A discriminator on single cells, alone or conditioned on the class that they seem to be."""
+
+    teaches_head = False
 
     def __init__(self, settings: InstanceSettings, channels: int, classes: int) -> None:
         super().__init__()

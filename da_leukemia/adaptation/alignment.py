@@ -79,6 +79,8 @@ def coral(given: Compared) -> Tensor:
 class _Alignment(Component):
     """What MMD and CORAL share: whose features are compared."""
 
+    teaches_head = False
+
     def __init__(self, settings: MmdSettings | CoralSettings, classes: int) -> None:
         super().__init__()
         self.settings = settings

@@ -163,6 +163,9 @@ class Component(nn.Module):
 
     needs_teacher = False
     restyles_alone = False  # whether `restyle` needs no target, and is called without one
+    # whether its losses on the target teach the detector's head; else they reach its features
+    # alone, and what the head says there is read without gradient
+    teaches_head = True
     finishes = False  # whether `finish` does anything
 
     def attach(self, network: AnyDetector) -> None:

@@ -18,6 +18,8 @@ class Prototypes(Component):
     The ground's makes a contrast where there is one class alone.
     """
 
+    teaches_head = False
+
     def __init__(self, settings: Settings, channels: int, classes: int) -> None:
         super().__init__()
         self.settings = settings

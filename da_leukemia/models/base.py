@@ -8,7 +8,7 @@ proposals of Faster R-CNN. Components of an adaptation method ask for what they 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
@@ -143,6 +143,24 @@ def suppress(
     return best, order
 
 
+def taught_by_first(
+    head: Callable[[list[Tensor]], Sequence[Tensor]], maps: Sequence[Tensor], learned: int | None
+) -> list[Tensor]:
+    """Apply a head to the maps of a batch; from images after the first ``learned`` nothing learns.
+
+    Args:
+        head: from maps ``(B, ...)`` to tensors ``(B, ...)``; images do not meet in it.
+        maps: its input.
+        learned: see `DetectorBase.forward`.
+    """
+    if learned is None or learned >= len(maps[0]):
+        return list(head(list(maps)))
+    own = head([m[:learned] for m in maps])
+    with torch.no_grad():
+        others = head([m[learned:] for m in maps])
+    return [torch.cat(pair) for pair in zip(own, others, strict=True)]
+
+
 class DetectorBase(nn.Module, ABC, Generic[Seen]):
     """Backbone, pyramid, a detector's own head, and an attribute head.
 
@@ -218,8 +236,15 @@ class DetectorBase(nn.Module, ABC, Generic[Seen]):
     # --- training and testing ----------------------------------------------------------------
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Seen:
-        """Compute the raw answer."""
+    def forward(self, images: Tensor, learned: int | None = None) -> Seen:
+        """Compute the raw answer.
+
+        Args:
+            images: the batch.
+            learned: the head learns from so many images, the first ones; what it says of the others
+                carries no gradient, which saves half of its work on them. The features of all do.
+                None for all.
+        """
 
     @abstractmethod
     def loss(

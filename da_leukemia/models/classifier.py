@@ -23,7 +23,15 @@ from da_leukemia.data.views import Draw
 from da_leukemia.errors import ConfigError, did_you_mean
 from da_leukemia.models.attributes import AttributeHead
 from da_leukemia.models.backbone import group_norms
-from da_leukemia.models.base import Detections, DetectorBase, Outputs, Pair, Places, Regions
+from da_leukemia.models.base import (
+    Detections,
+    DetectorBase,
+    Outputs,
+    Pair,
+    Places,
+    Regions,
+    taught_by_first,
+)
 from da_leukemia.models.losses import CellLoss
 
 _NEVER = -1e4
@@ -209,10 +217,11 @@ class CellClassifier(DetectorBase[CellOutputs]):
 
     # --- training and testing ----------------------------------------------------------------
 
-    def forward(self, images: Tensor) -> CellOutputs:
-        """Compute the raw answer."""
+    def forward(self, images: Tensor, learned: int | None = None) -> CellOutputs:
+        """See `DetectorBase.forward`."""
         vector = self.backbone(images)
-        return CellOutputs([vector[:, :, None, None]], self.head(vector), images.shape[-1])
+        (logits,) = taught_by_first(lambda maps: [self.head(maps[0])], [vector], learned)
+        return CellOutputs([vector[:, :, None, None]], logits, images.shape[-1])
 
     def loss(
         self,

@@ -23,6 +23,7 @@ from da_leukemia.models.base import (
     Places,
     Regions,
     suppress,
+    taught_by_first,
 )
 from da_leukemia.models.losses import soft_cross_entropy
 from da_leukemia.models.pyramid import FeaturePyramid
@@ -135,10 +136,12 @@ class FasterRCNN(DetectorBase[RegionOutputs]):
         self._first_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self._second_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
-    def forward(self, images: Tensor) -> RegionOutputs:
+    def forward(self, images: Tensor, learned: int | None = None) -> RegionOutputs:
         """Compute features and the first stage; the second is asked where it is needed."""
         features, shallow = self.see(images)
-        return RegionOutputs(features, *self.head.first(features), shallow=shallow)
+        objectness, shifts = taught_by_first(self.head.first, features, learned)
+        anchors, counts = self.head.grid(features)
+        return RegionOutputs(features, objectness, shifts, anchors, counts, shallow=shallow)
 
     # --- the two stages ----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -16,7 +17,15 @@ from da_leukemia.data.batches import Targets
 from da_leukemia.data.views import Draw
 from da_leukemia.models.assign import assign
 from da_leukemia.models.backbone import Backbone
-from da_leukemia.models.base import Detections, DetectorBase, Outputs, Pair, Places, Regions
+from da_leukemia.models.base import (
+    Detections,
+    DetectorBase,
+    Outputs,
+    Pair,
+    Places,
+    Regions,
+    taught_by_first,
+)
 from da_leukemia.models.losses import paired_iou, quality_focal_loss, soft_cross_entropy
 from da_leukemia.models.pooling import grid_places, pool_boxes
 from da_leukemia.models.pyramid import FeaturePyramid, conv_block
@@ -121,12 +130,13 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
         )
         self.region_channels = channels
 
-    def forward(self, images: Tensor) -> DenseOutputs:
-        """Compute the raw maps."""
+    def forward(self, images: Tensor, learned: int | None = None) -> DenseOutputs:
+        """See `DetectorBase.forward`."""
         features, shallow = self.see(images)
         scores, boxes, points, strides = [], [], [], []
         for level, (stride, feature) in enumerate(zip(self.strides, features, strict=True)):
-            score, distance = self.head(feature, level)
+            read = partial(self._read, level=level)
+            score, distance = taught_by_first(read, [feature], learned)
             height, width = feature.shape[-2:]
             rows = (torch.arange(height, device=images.device) + 0.5) * stride
             columns = (torch.arange(width, device=images.device) + 0.5) * stride
@@ -146,6 +156,10 @@ class OneStageDetector(DetectorBase[DenseOutputs]):
             torch.cat(strides),
             shallow=shallow,
         )
+
+    def _read(self, maps: list[Tensor], level: int) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.head(maps[0], level)
+        return found
 
     def loss(
         self,

@@ -57,17 +57,19 @@ class RegionHead(nn.Module):
         nn.init.constant_(self.score.bias, rare)
         nn.init.zeros_(self.score.bias[classes:])
 
-    def first(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """Return objectness ``(B, A)``, shifts ``(B, A, 4)``, anchors ``(A, 4)`` and counts."""
-        objectness, shifts = self.propose(features)
-        counts = [o[0].numel() for o in objectness]
-        scores, moves = concat_box_prediction_layers(objectness, shifts)
+    def first(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return objectness ``(B, A)`` and shifts ``(B, A, 4)`` of the anchors of all levels."""
+        scores, moves = concat_box_prediction_layers(*self.propose(features))
+        batch = len(features[0])
+        return scores.view(batch, -1), moves.view(batch, -1, 4)
+
+    def grid(self, features: list[Tensor]) -> tuple[Tensor, list[int]]:
+        """Return the anchors ``(A, 4)`` and how many each level has."""
         sizes = [f.shape[-2:] for f in features]
         # In float32 whatever the features are: a bf16 anchor is a pixel off.
         self.anchors.set_cell_anchors(torch.float32, features[0].device)
-        anchors = torch.cat(self.anchors.grid_anchors(sizes, [(s, s) for s in self.strides]))
-        batch = len(features[0])
-        return scores.view(batch, -1), moves.view(batch, -1, 4), anchors, counts
+        levels = self.anchors.grid_anchors(sizes, [(s, s) for s in self.strides])
+        return torch.cat(levels), [len(anchors) for anchors in levels]
 
     def pooled(self, features: list[Tensor], boxes: Tensor, side: int) -> Tensor:
         """Return the second stage's features ``(B, K, hidden)`` of boxes ``(B, K, 4)``."""

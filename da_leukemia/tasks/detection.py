@@ -201,7 +201,9 @@ class DetectionTask(L.LightningModule):
         parts = [images]
         if wanted and strong_target is not None:
             parts.append(self._disguise(strong_target, own))
-        seen = self._forward(parts + [extra.images for _, extra in extras])
+        aligning = all(not c.teaches_head for c in self._components if c.wants_target(progress))
+        learned = len(images) if aligning and not extras else None
+        seen = self._forward(parts + [extra.images for _, extra in extras], learned)
         on_target = seen[1] if len(parts) > 1 else None
         losses = self.detector.loss(seen[0], targets, draw=self._draw(_SAMPLES))
         if len(self.components):
@@ -304,10 +306,15 @@ class DetectionTask(L.LightningModule):
     def _log_mean(self, name: str, value: Tensor) -> None:
         self.log(name, value, on_epoch=True, on_step=False)
 
-    def _forward(self, parts: Sequence[Tensor]) -> list[Outputs]:
-        """See several groups of images in one pass; returns the outputs of each group."""
+    def _forward(self, parts: Sequence[Tensor], learned: int | None = None) -> list[Outputs]:
+        """See several groups of images in one pass; returns the outputs of each group.
+
+        Args:
+            parts: the groups.
+            learned: images that the head learns from, see `DetectorBase.forward`.
+        """
         images = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-        outputs = self.detector(images.contiguous(memory_format=torch.channels_last))
+        outputs = self.detector(images.contiguous(memory_format=torch.channels_last), learned)
         seen, first = [], 0
         for part in parts:
             seen.append(outputs.select(slice(first, first + len(part))))
