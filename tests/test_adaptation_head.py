@@ -19,7 +19,7 @@ ALIGNING = ("dann", "cdan", "da_faster", "sada", "epm", "mmd", "coral", "prototy
 def step(monkeypatch):
     """Make a training step of a preset; return what the head was asked for, and all gradients."""
 
-    def step_(name, kind, always=None):
+    def step_(name, kind, always=None, bf16=False):
         small = kit.detector(len(WBC.classes), (), kind=kind)
         monkeypatch.setattr(adaptation_step, "build_detector", lambda *_: copy.deepcopy(small))
         method = load_method(name)
@@ -37,7 +37,9 @@ def step(monkeypatch):
 
         monkeypatch.setattr(task.detector, "forward", spy)
         batch = adaptation_step.make_batch(3, 64, 3, torch.device("cpu"))
-        task.training_step(batch, 0).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            total = task.training_step(batch, 0)
+        total.backward()
         return asked, {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
 
     return step_
@@ -52,6 +54,17 @@ def test_alignment_reads_the_head_without_teaching_it(step, name, kind):
     assert gradients.keys() == whole.keys()
     for key, value in whole.items():
         torch.testing.assert_close(gradients[key], value, rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("kind", ["one_stage", "faster_rcnn"])
+def test_in_half_precision_the_head_still_learns_from_the_source(step, kind):
+    _, gradients = step("dann", kind, bf16=True)
+    _, whole = step("dann", kind, always=True, bf16=True)
+    assert gradients.keys() == whole.keys()
+    for key, value in whole.items():
+        if key.startswith("detector.head"):
+            torch.testing.assert_close(gradients[key], value, rtol=0.05, atol=0.05, msg=key)
+    assert any(g.abs().sum() > 0 for k, g in gradients.items() if k.startswith("detector.head"))
 
 
 @pytest.mark.parametrize("name", ["mean_teacher", "aldi_pp", "adaptive_teacher", "confmix", "mic"])

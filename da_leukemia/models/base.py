@@ -155,6 +155,7 @@ def taught_by_first(
     """
     if learned is None or learned >= len(maps[0]):
         return list(head(list(maps)))
+    # First with gradient: autocast may keep the weights as the first call has cast them.
     own = head([m[:learned] for m in maps])
     with torch.no_grad():
         others = head([m[learned:] for m in maps])
