@@ -255,6 +255,14 @@ def test_a_file_of_another_folder_is_not_taken_for_a_missing_image(tmp_path, lis
     assert kinds(index)["missing_image"] == 1
 
 
+def test_a_listed_image_that_cannot_be_opened_is_not_called_unlisted(tmp_path):
+    put(tmp_path, [{"id": 1, "file_name": "images/1.png", "patient": "p"}], [])
+    (tmp_path / "images/1.png").write_bytes(b"odd")
+    found = kinds(read(tmp_path))
+    assert found["unreadable_image"] == 1
+    assert "image_not_in_labels" not in found
+
+
 def test_a_name_that_two_images_have_stands_for_none(tmp_path):
     put(tmp_path, [image(), image(2)], [])
     content = json.loads((tmp_path / "annotations.json").read_text())

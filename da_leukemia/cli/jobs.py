@@ -101,7 +101,7 @@ def _add_predict(commands: Commands) -> None:
 
 
 def _takes_detections(parser: Parser) -> None:
-    """Give a command the options of `_written`."""
+    """Give a command the options of `_write_detections`."""
     parser.add_argument(
         "--detections",
         type=from_home,

@@ -72,11 +72,11 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         note_unreadable(e, log)
         raw = [replace(f, unread=True) for f in bare_fields(on_disk.values(), folder, log)]
         return assemble(source, space, folder, raw, log, classes=())
-    found = _found(content, folder, on_disk, log)
+    found, listed = _found(content, folder, on_disk, log)
     if _are_corners(found):
         problem = (
-            f"{label_file}: bbox: every box reads as corners x1, y1, x2, y2; COCO has x, y, width, "
-            "height: subtract x1 and y1 from the last two, or export it again"
+            f"{label_file}: bbox: nearly every box reads as corners x1, y1, x2, y2; COCO has "
+            "x, y, width, height: subtract x1 and y1 from the last two, or export it again"
         )
         note_unreadable(DataError(problem), log)
         raw = [replace(f, unread=True) for f in bare_fields(on_disk.values(), folder, log)]
@@ -104,7 +104,7 @@ def read(source: DomainSource, space: LabelSpace) -> FieldIndex:
         )
         rows = [r for b in image.boxes if (r := reader.box(b)) is not None]
         fields.add(item, rows, reader.labelled_classes)
-    _unlisted({path for _, path, _ in found}, folder, on_disk, log)
+    _unlisted(listed, folder, on_disk, log)
     return fields.index(label_file)
 
 
@@ -235,14 +235,15 @@ _Found = tuple[CocoImage, Path, tuple[int, int]]
 
 def _found(
     content: CocoFile, folder: Path, on_disk: dict[str, Path], log: FindingLog
-) -> list[_Found]:
-    """Return the listed images that are there; report the others."""
-    listed = Counter(_base(i.file_name) for i in content.images)
+) -> tuple[list[_Found], set[Path]]:
+    """Return the listed images that can be used, and all listed files; report what is missing."""
+    names = Counter(_base(i.file_name) for i in content.images)
     found: list[_Found] = []
+    there: set[Path] = set()
     for image in content.images:
         path = _find(image, folder, on_disk)
         base = _base(image.file_name)
-        if path is None and listed[base] == 1 and _ELSEWHERE.match(image.file_name):
+        if path is None and names[base] == 1 and _ELSEWHERE.match(image.file_name):
             path = on_disk.get(base, on_disk.get(f"images/{base}"))
             if path is not None:
                 shown = path.relative_to(folder).as_posix()
@@ -250,6 +251,7 @@ def _found(
         if path is None:
             log.add("missing_image", f"{content.path.name}: {image.file_name}")
             continue
+        there.add(path)
         size = (image.width, image.height)
         if size[0] is None or size[1] is None:
             size = header_size(path) or (None, None)
@@ -257,7 +259,7 @@ def _found(
             log.add("unreadable_image", f"{image.file_name}: no size in the label file either")
             continue
         found.append((image, path, (size[0], size[1])))
-    return found
+    return found, there
 
 
 _ELSEWHERE = re.compile(r"/|[A-Za-z]:/")
@@ -313,7 +315,7 @@ def _patient(image: CocoImage) -> str:
     return ""
 
 
-def _unlisted(found: set[Path], folder: Path, on_disk: dict[str, Path], log: FindingLog) -> None:
+def _unlisted(listed: set[Path], folder: Path, on_disk: dict[str, Path], log: FindingLog) -> None:
     for path in on_disk.values():
-        if path not in found:
+        if path not in listed:
             log.add("image_not_in_labels", path.relative_to(folder).as_posix())
